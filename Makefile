@@ -1,0 +1,41 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Both install what they use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
+DATA ?=
+RUN ?= .demo
+
+.PHONY: demo test check wheel clean-env
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m bench demo --out $(RUN) $(if $(DATA),--data $(DATA))
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+$(VENV)/bin/uv:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+# One stamp per set of packages; installed anew when what is asked for changes.
+$(VENV)/.demo: $(VENV)/bin/uv pyproject.toml constraints.txt
+	$(UV) -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/uv pyproject.toml constraints.txt
+	$(UV) -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+clean-env:
+	rm -rf $(VENV) $(RUN) build dist

@@ -1,0 +1,1 @@
+"""Numbers worth believing: the demo, measurements of whole runs, and their records."""

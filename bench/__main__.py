@@ -1,0 +1,52 @@
+"""`python -m bench`: the demo and recorded measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import data as datasets
+from bench.demo import describe, run_line
+from bench.record import update_readme, write_record
+from shardsieve.errors import ShardsieveError
+from shardsieve.progress import console_progress
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where data and run go.")] = Path(".demo"),
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with train-*.tar; default: scikit-learn's digits.")
+    ] = None,
+    record: Annotated[
+        str | None, typer.Option(help="Write bench/records/<date>-NAME from what was seen.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Run the whole line on real images and say how right it was."""
+    name = "digits" if data is None else data.resolve().name
+    shards = datasets.from_folder(data) if data else datasets.digits(out / "digits-shards")
+    run = out / f"{name}-run"
+    try:
+        result = run_line(shards, run, console_progress())
+    except ShardsieveError as error:
+        typer.echo(f"demo: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    if record is not None:
+        typer.echo(f"record: {write_record(record, {**result, 'data': name})}", err=True)
+    typer.echo(json.dumps(result, indent=2) if as_json else describe(result, run))
+
+
+@app.command()
+def readme() -> None:
+    """Write the figures in README.md anew from the records."""
+    update_readme(Path("README.md"))
+
+
+if __name__ == "__main__":
+    app()

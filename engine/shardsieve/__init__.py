@@ -1,0 +1,41 @@
+"""shardsieve: finds the wrong labels in WebDataset shards and writes the clean samples back.
+
+```python
+import shardsieve
+
+run = shardsieve.clean(["train-{0000..0019}.tar"], "RUN")
+print(run.manifest.counts)
+```
+
+The stages are plain functions in `shardsieve.stages`; `clean` runs them in order and keeps their
+results in a run directory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardsieve.config import Config, load_config
+    from shardsieve.data.manifest import Manifest
+    from shardsieve.pipeline import Run, clean, open_run
+
+__all__ = ["Config", "Manifest", "Run", "clean", "load_config", "open_run"]
+
+_HOMES = {
+    "Config": "shardsieve.config",
+    "load_config": "shardsieve.config",
+    "Manifest": "shardsieve.data.manifest",
+    "Run": "shardsieve.pipeline",
+    "clean": "shardsieve.pipeline",
+    "open_run": "shardsieve.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: `shardsieve --help` must not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardsieve' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

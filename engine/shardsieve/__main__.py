@@ -1,0 +1,6 @@
+"""`python -m shardsieve`."""
+
+from shardsieve.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The command line: one verb per stage, and `clean` for all of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shardsieve.errors import ShardsieveError
+
+if TYPE_CHECKING:
+    from shardsieve.config import Config
+    from shardsieve.pipeline import Run
+
+app = typer.Typer(
+    name="shardsieve",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Finds the wrong labels in WebDataset shards and writes the clean samples back.",
+)
+
+Shards = Annotated[
+    list[str],
+    typer.Argument(help="Tars: paths, braces {0000..0019}, globs, folders, or a .txt list."),
+]
+RunPath = Annotated[Path, typer.Argument(help="The run directory.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The run directory; made if missing.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file; `shardsieve init` prints one.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting, such as probe.q=0.5."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="cls, json:FIELD, or a parquet/CSV table with key and label [default: cls]."),
+]
+Classes = Annotated[Path | None, typer.Option(help="Class names: JSON list or one name a line.")]
+Backbone = Annotated[
+    str | None, typer.Option(help="timm model name [default: tf_efficientnet_lite0].")
+]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Weights: a .safetensors/.pth file, package:NAME or hub.")
+]
+Tau = Annotated[float | None, typer.Option(help="Keep samples with p_clean above [default: 0.6].")]
+Removed = Annotated[
+    Path | None, typer.Option(help="Also write the removed samples, into this folder.")
+]
+Validation = Annotated[
+    list[str] | None, typer.Option("--val", help="Clean shards to validate fine-tuning on.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [default: auto].")]
+
+
+@app.command()
+def clean(
+    shards: Shards,
+    out: Out,
+    tune: Annotated[bool, typer.Option("--tune", help="Also fine-tune on the clean set.")] = False,
+    labels: Labels = None,
+    classes: Classes = None,
+    backbone: Backbone = None,
+    checkpoint: Checkpoint = None,
+    tau: Tau = None,
+    removed: Removed = None,
+    val: Validation = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole line: shards in, clean shards, manifest and report out.
+
+    Stages that are up to date are not run again; an interrupted run goes on where it was.
+    """
+    values = {
+        "index.labels": labels,
+        "index.classes": classes,
+        "embed.backbone": backbone,
+        "embed.checkpoint": checkpoint,
+        "select.tau": tau,
+        "write.removed": removed,
+        "tune.validation": val,
+        "device": device,
+    }
+
+    def work() -> Run:
+        from shardsieve import pipeline
+        from shardsieve.progress import console_progress
+
+        settings = _load(config, set_, values)
+        return pipeline.clean(shards, out, settings, tune=tune, progress=console_progress())
+
+    _finish(work, as_json, _summary)
+
+
+@app.command()
+def index(
+    shards: Shards,
+    out: Out,
+    labels: Labels = None,
+    classes: Classes = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find every sample, where its bytes lie and which label it was given."""
+    values = {"index.labels": labels, "index.classes": classes}
+
+    def work() -> Run:
+        from shardsieve.pipeline import run_stages
+        from shardsieve.progress import console_progress
+
+        settings = _load(config, set_, values)
+        return run_stages(["index"], out, settings, shards, progress=console_progress())
+
+    _finish(work, as_json, _stage_summary("index"))
+
+
+def _stage_command(stage: str, explanation: str) -> None:
+    def command(
+        run: RunPath, config: ConfigFile = None, set_: Set = None, as_json: AsJson = False
+    ) -> None:
+        def work() -> Run:
+            from shardsieve.pipeline import run_stages, saved_config
+            from shardsieve.progress import console_progress
+
+            settings = saved_config(run, set_ or (), config)
+            return run_stages([stage], run, settings, progress=console_progress())
+
+        _finish(work, as_json, _stage_summary(stage))
+
+    app.command(name=stage, help=explanation)(command)
+
+
+_stage_command("embed", "Run the frozen backbone once over every image and cache the features.")
+_stage_command("probe", "Train the linear probe on the cached features and score every sample.")
+_stage_command("select", "Fit the mixtures and decide which samples are kept.")
+_stage_command("tune", "Fine-tune the whole network on the clean samples.")
+_stage_command("write", "Write the filtered shards, bytes unchanged.")
+_stage_command("report", "Write the page to look at.")
+
+
+@app.command()
+def init() -> None:
+    """Print a settings file with every setting, its meaning and its default."""
+    from shardsieve.config import commented_toml
+
+    typer.echo(commented_toml(), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib import metadata
+
+    typer.echo(metadata.version("shardsieve"))
+
+
+def main() -> None:
+    """Runs the command line; the exit code says what went wrong (see `shardsieve.errors`)."""
+    app()
+
+
+def _load(file: Path | None, overrides: list[str] | None, values: dict[str, Any]) -> Config:
+    from shardsieve.config import load_config
+
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    return load_config(file, overrides or (), given)
+
+
+def _finish(work: Callable[[], Run], as_json: bool, summary: Callable[[Run], str]) -> None:
+    from shardsieve_kernels import BackendUnavailable
+
+    try:
+        run = work()
+    except (ShardsieveError, BackendUnavailable) as error:
+        typer.echo(f"shardsieve: {error}", err=True)
+        raise typer.Exit(getattr(error, "exit_code", 4)) from error
+    except KeyboardInterrupt:
+        typer.echo("shardsieve: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        from shardsieve.pipeline import manifest_json
+
+        json.dump(manifest_json(run), sys.stdout, indent=2)
+        typer.echo()
+    else:
+        typer.echo(summary(run))
+
+
+def _summary(run: Run) -> str:
+    manifest = run.manifest
+    counts = manifest.counts
+    assert counts is not None, "clean runs select"
+    written = manifest.outputs.get("clean", [])
+    lines = [
+        f"in          {counts.samples_in:>12,} samples in {len(manifest.inputs):,} shards",
+        f"kept        {counts.kept:>12,} ({counts.kept / max(counts.samples_in, 1):.1%})",
+        *_by_reason("removed", counts.removed),
+        *_by_reason("unreadable", counts.unreadable),
+        f"shards      {run.path / 'clean'} ({len(written):,} tars, "
+        f"{sum(shard['size_bytes'] for shard in written) / 1e6:,.1f} MB)",
+        f"manifest    {run.path / 'manifest.json'}",
+        f"scores      {run.path / 'select' / 'scores.parquet'}",
+        f"report      {run.report}",
+    ]
+    if "removed" in manifest.outputs:
+        lines.insert(-3, f"removed set {manifest.config['write']['removed']}")
+    if "tune" in manifest.stages:
+        lines.append(f"model       {run.model}")
+    return "\n".join(lines)
+
+
+def _by_reason(group: str, reasons: dict[str, int]) -> list[str]:
+    detail = ", ".join(f"{word} {count:,}" for word, count in reasons.items())
+    total = f"{group:<11} {sum(reasons.values()):>12,}"
+    return [f"{total} ({detail})" if detail else total]
+
+
+def _stage_summary(stage: str) -> Callable[[Run], str]:
+    def summary(run: Run) -> str:
+        record = run.manifest.stages[stage]
+        counts = ", ".join(f"{name} {count:,}" for name, count in record.counts.items())
+        return f"{stage}: {counts}"
+
+    return summary

@@ -1,0 +1,275 @@
+"""The settings of a run: one section per stage, checked before anything is read.
+
+Order of precedence: defaults, then the TOML file, then `--set section.key=value`. No environment
+variable changes a result.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shardsieve.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are refused and values cannot be changed later."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class IndexConfig(Section):
+    """What a sample is: which member is the image and where its label stands."""
+
+    image: tuple[str, ...] = Field(("jpg", "jpeg", "png", "webp"), min_length=1)
+    """Extensions that mark the image member of a sample, the first one found wins."""
+    labels: str = Field("cls", min_length=1)
+    """`cls` (a member's extension), `json:FIELD` (dots reach into nested fields), or the path of
+    a parquet or CSV table with the columns `key` and `label`."""
+    classes: Path | None = None
+    """Class names: a JSON list, or a text file with one name a line; label i is the i-th name."""
+    n_classes: int | None = Field(None, ge=1)
+    """Number of classes when there are no names; default: the largest label + 1."""
+    max_bad_fraction: float = Field(0.25, ge=0, le=1)
+    """Stop when more than this share of the samples has no usable image or label."""
+
+
+class EmbedConfig(Section):
+    """The frozen backbone and how images reach it."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """Any timm model name, `.tag` of its weights included."""
+    checkpoint: str | None = None
+    """`hub`, `package:NAME` or a .safetensors/.pth file. Default: the weights that shardsieve's own
+    dependencies bring for `tf_efficientnet_lite0`, the hub for every other backbone."""
+    image_size: int | None = Field(None, ge=16)
+    """Side of the square input in pixels; default: what timm resolves for the backbone."""
+    batch_size: int = Field(64, ge=1)
+    """Images in one forward pass; a batch never spans two shards."""
+    precision: Precision = "auto"
+    """`auto`: bf16 where the device computes it natively, else fp16 on a GPU and fp32 on a CPU."""
+
+
+class ProbeConfig(Section):
+    """The linear probe on cached features."""
+
+    loss: Literal["gce", "ce"] = "gce"
+    """Generalized cross entropy (TURN), or plain cross entropy."""
+    q: float = Field(0.7, gt=0, le=1)
+    """The q of generalized cross entropy: near 0 it is cross entropy, 1 is mean absolute error."""
+    epochs: int = Field(20, ge=1)
+    """Passes over the features."""
+    batch_size: int = Field(512, ge=1)
+    """Samples in one step."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW; it falls to zero along a cosine."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled weight decay of AdamW."""
+    normalise: Literal["standardise", "l2", "none"] = "standardise"
+    """Features: zero mean and unit variance each, unit length per sample, or as they are."""
+    folds: int = Field(0, ge=0)
+    """0: every sample is scored by the probe that was trained on it (TURN). k >= 2: scored by the
+    one of k probes that never saw it."""
+
+
+class SelectConfig(Section):
+    """Which samples are kept."""
+
+    recipe: Literal["turn"] = "turn"
+    """`turn`: a two-component Gaussian mixture on the losses of each class."""
+    tau: float = Field(0.6, ge=0, le=1)
+    """Keep a sample when its p_clean is greater than this."""
+    loss: Literal["ce", "gce"] = "ce"
+    """The loss that the mixture sees. GCE saturates and squeezes the noisy mode."""
+    gmm: Literal["converged", "sklearn-compatible"] = "converged"
+    """Stopping rule and numerics of the mixture fit."""
+    min_samples: int = Field(20, ge=3)
+    """A class with fewer samples is judged by the mixture of all classes, as is one whose losses
+    are all equal or have one mode (BIC: one Gaussian describes them as well as two)."""
+    reg_covar: float = Field(5e-4, ge=0)
+    """Added to both variances. `converged` fits losses scaled to [0, 1] within each class, so that
+    it has no unit; `sklearn-compatible` fits them as they are, in nats squared."""
+
+
+class TuneConfig(Section):
+    """Full fine-tuning on the clean samples."""
+
+    epochs: int = Field(4, ge=1)
+    """Passes over the class-balanced clean set."""
+    batch_size: int = Field(32, ge=1)
+    """Images in one step."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """The optimiser, as timm makes it."""
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay; biases and norms have none."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on from its peak."""
+    reselect: Literal["epoch", "never"] = "epoch"
+    """`epoch`: before every epoch but the first, all samples are scored by the model as it is and
+    the mixtures are fitted anew (TURN)."""
+    max_samples: int | None = Field(None, ge=1)
+    """At most this many samples an epoch, the same number from every class."""
+    crop_scale: tuple[Share, Share] = (0.35, 1.0)
+    """Range of the share of the image's area that timm's random crop keeps."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    precision: Precision = "auto"
+    """As for `embed`; weights and optimiser state stay in fp32."""
+    validation: tuple[str, ...] = ()
+    """Clean shards to measure accuracy on after every epoch; the best epoch is saved."""
+
+
+class WriteConfig(Section):
+    """The shards that come out."""
+
+    removed: Path | None = None
+    """A folder for a second set of shards with the removed samples."""
+
+
+class ReportConfig(Section):
+    """The page that people look at."""
+
+    gallery: int = Field(60, ge=0)
+    """How many of the most suspicious images are shown."""
+    classes: int = Field(24, ge=1)
+    """How many classes get a loss histogram, those with the most suspected noise first."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of everything random: the probe's shuffles and folds, and fine-tuning."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
+    backend: Literal["auto", "reference", "cpu"] = "auto"
+    """Which kernels run; the manifest says what `auto` came to."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that decode images; default: one per core, at most 8. 0: no other process."""
+    index: IndexConfig = IndexConfig()
+    embed: EmbedConfig = EmbedConfig()
+    probe: ProbeConfig = ProbeConfig()
+    select: SelectConfig = SelectConfig()
+    tune: TuneConfig = TuneConfig()
+    write: WriteConfig = WriteConfig()
+    report: ReportConfig = ReportConfig()
+
+
+def load_config(
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merges defaults, a TOML file, explicit values and `section.key=value` overrides.
+
+    Args:
+        file: TOML file with the sections of `Config`.
+        overrides: Assignments such as `probe.q=0.5`; the right side is read as TOML, or taken as
+            text when it is no TOML value.
+        values: Dotted names to Python values, between the file and the overrides.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or value is not allowed; every problem is
+            listed with its path.
+    """
+    tree: dict[str, Any] = _read_toml(file) if file is not None else {}
+    for name, value in (values or {}).items():
+        _assign(tree, name, value)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: write it as section.key=value")
+        _assign(tree, name.strip(), _parse_value(text.strip()))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def describe(section: type[Section]) -> dict[str, str]:
+    """Returns the settings of a section with the sentence that documents each."""
+    return {
+        name: " ".join((field.description or "").split())
+        for name, field in section.model_fields.items()
+    }
+
+
+def commented_toml(config: Config | None = None) -> str:
+    """Returns a TOML file with every setting, its explanation, and its value commented out."""
+    config = config or Config()
+    lines = ["# Settings of shardsieve. Every line that is commented out shows the default."]
+    tables = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            tables.append((name, value))
+        else:
+            lines += ["", f"# {' '.join((field.description or '').split())}", _toml(name, value)]
+    for name, table in tables:
+        lines += ["", f"[{name}]  # {' '.join((type(table).__doc__ or '').split())}"]
+        for key, text in describe(type(table)).items():
+            lines += [f"# {text}", _toml(key, getattr(table, key))]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(name: str, value: Any) -> str:
+    import tomli_w
+
+    if value is None:
+        return f"# {name} ="
+    if isinstance(value, tuple):
+        value = list(value)
+    elif isinstance(value, Path):
+        value = str(value)
+    return "# " + " ".join(tomli_w.dumps({name: value}).split())
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings in {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not a TOML file: {error}") from error
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{dotted}: {parent} is a value, not a section")
+    tree[leaf] = value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            section = problem["loc"][0] if len(problem["loc"]) > 1 else None
+            field = Config.model_fields.get(str(section))
+            known = field.annotation if field is not None else Config
+            names = ", ".join(getattr(known, "model_fields", {}))
+            problems.append(f"{path}: no such setting (there are: {names})")
+        else:
+            problems.append(f"{path} = {problem['input']!r}: {problem['msg']}")
+    return "; ".join(problems)

@@ -1,0 +1,49 @@
+"""Why a sample is where it is."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Reason(IntEnum):
+    """One reason per row, stored as u8; the stages only ever turn KEPT into something else.
+
+    Samples fall into three groups that add up to the input: kept, removed (judged, and probably
+    mislabelled) and unreadable (never judged, listed one by one).
+    """
+
+    KEPT = 0
+    HIGH_LOSS = 1
+    NO_IMAGE = 10
+    NO_LABEL = 11
+    LABEL_OUTSIDE = 12
+    UNDECODABLE = 13
+    TRUNCATED = 14
+    DAMAGED_TAR = 15
+    NOT_FINITE = 16
+
+    @property
+    def word(self) -> str:
+        """The name that tables, manifest and report show."""
+        return self.name.lower()
+
+    @property
+    def group(self) -> str:
+        """`kept`, `removed` or `unreadable`."""
+        if self is Reason.KEPT:
+            return "kept"
+        return "removed" if self < Reason.NO_IMAGE else "unreadable"
+
+
+WORDS: dict[int, str] = {reason.value: reason.word for reason in Reason}
+EXPLANATIONS: dict[Reason, str] = {
+    Reason.KEPT: "probably labelled right",
+    Reason.HIGH_LOSS: "p_clean is not above tau: the label is probably wrong",
+    Reason.NO_IMAGE: "no member with an image extension",
+    Reason.NO_LABEL: "no label, or one that cannot be read",
+    Reason.LABEL_OUTSIDE: "the label is not one of the classes",
+    Reason.UNDECODABLE: "the image cannot be decoded",
+    Reason.TRUNCATED: "the shard ends inside this sample",
+    Reason.DAMAGED_TAR: "no valid tar header here; what follows was found again further on",
+    Reason.NOT_FINITE: "the features are not finite numbers",
+}

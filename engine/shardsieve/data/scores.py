@@ -1,0 +1,64 @@
+"""The scores table: one row per sample of the input, the answer to "what became of it".
+
+Shapes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardsieve.data.index import SampleIndex
+from shardsieve.data.losses import LossTable
+from shardsieve.data.reason import Reason
+from shardsieve.data.table import reason_words, replace_file
+
+
+def scores_table(
+    index: SampleIndex,
+    losses: LossTable,
+    p_clean_N: npt.NDArray[np.float64],
+    reason_N: npt.NDArray[np.uint8],
+    detail_N: pa.ChunkedArray,
+) -> pa.Table:
+    """Puts the columns of all stages side by side.
+
+    Args:
+        index: Key, shard, offset and label.
+        losses: Loss (nats), margin and predicted label.
+        p_clean_N: (N,) posterior, NaN where a sample was not judged.
+        reason_N: (N,) u8 `Reason`.
+        detail_N: N sentences about unreadable samples, null elsewhere.
+
+    Returns:
+        Columns key, shard (number), offset (bytes), label, loss, margin, pred, p_clean, kept,
+        reason, detail; null where a value does not exist.
+    """
+    unjudged = ~np.isfinite(losses.loss_N)
+    label_N = index.label_N
+    return pa.table(
+        {
+            "key": index.keys_N,
+            "shard": pa.array(index.numbers("shard")),
+            "offset": pa.array(index.numbers("offset")),
+            "label": pa.array(label_N, mask=label_N < 0),
+            "loss": pa.array(losses.loss_N, mask=unjudged),
+            "margin": pa.array(losses.margin_N, mask=unjudged),
+            "pred": pa.array(losses.pred_N, mask=unjudged),
+            "p_clean": pa.array(p_clean_N, mask=np.isnan(p_clean_N)),
+            "kept": pa.array(reason_N == Reason.KEPT),
+            "reason": reason_words(reason_N),
+            "detail": detail_N,
+        }
+    )
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Writes a parquet file whole or not at all; the same table gives the same bytes."""
+    temporary = path.with_name(path.name + ".part")
+    pq.write_table(table, temporary, compression="zstd")
+    replace_file(temporary, path)

@@ -1,0 +1,1 @@
+"""Networks: the frozen backbone, the linear heads on its features, and number formats."""

@@ -1,0 +1,1 @@
+"""What the report shows: numbers, figures, thumbnails, and the template they go into."""

@@ -1,0 +1,1 @@
+"""Tar shards: finding them, reading their headers, their labels and images, copying samples."""

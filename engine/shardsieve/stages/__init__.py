@@ -1,0 +1,1 @@
+"""One file per verb; each is a plain function over artefacts and knows no run directory."""

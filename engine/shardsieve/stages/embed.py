@@ -1,0 +1,189 @@
+"""embed: SampleIndex -> FeatureStore. Every image once through the frozen backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+from shardsieve.config import EmbedConfig
+from shardsieve.data.features import shard_file, write_shard
+from shardsieve.data.index import SampleIndex
+from shardsieve.data.reason import Reason
+from shardsieve.data.record import StageResult
+from shardsieve.data.table import read_ipc
+from shardsieve.errors import DataError
+from shardsieve.models.backbone import Backbone, load_backbone
+from shardsieve.models.precision import resolve_precision
+from shardsieve.progress import Progress
+from shardsieve.shards.images import ImageRows, collate
+
+
+def embed(
+    index: SampleIndex,
+    config: EmbedConfig,
+    *,
+    out: Path,
+    device: torch.device,
+    workers: int,
+    max_bad_fraction: float,
+    progress: Progress,
+) -> StageResult:
+    """Decodes every image, runs the frozen backbone and caches the features as f16.
+
+    A file per shard appears when the shard is done; shards whose file is there already are not
+    done again. Batches never span shards, so the bytes do not depend on where a run was resumed.
+
+    Args:
+        index: The samples; every row with an image is embedded, whatever its label.
+        config: Backbone, image size, batch size and precision.
+        out: Folder of the feature store.
+        device: Where the network runs.
+        workers: Processes that decode.
+        max_bad_fraction: Stop when a larger share of the images cannot be decoded.
+        progress: Where to report.
+
+    Raises:
+        BackboneError: The backbone or its weights cannot be had.
+        ShardError: A shard vanished or changed since it was indexed.
+        DataError: Too many images cannot be decoded.
+    """
+    backbone = load_backbone(config, device)
+    precision = resolve_precision(config.precision, device)
+    has_image_N = index.numbers("image_offset") >= 0
+    has_image_N &= index.reason_N != Reason.TRUNCATED
+    todo = [s for s in range(len(index.shards)) if not shard_file(out, s).exists()]
+    finished = sum(ref.n_samples for s, ref in enumerate(index.shards) if s not in set(todo))
+    undecodable = done = 0
+    with progress.track("embed", len(index), "images", finished) as advance:
+        plan = [_batches(index.rows_of(s), has_image_N, config.batch_size) for s in todo]
+        stream = iter(_loader(index, backbone, plan, workers, device))
+        for shard, batches in zip(todo, plan, strict=True):
+            rows = index.rows_of(shard)
+            store = _ShardFeatures(rows, backbone.dim)
+            for _ in batches:
+                pixels, good_rows, bad = next(stream)
+                if len(good_rows):
+                    store.add(good_rows, backbone.features(pixels, device, precision))
+                for row, _, why in bad:
+                    store.refuse(row, Reason.UNDECODABLE, why)
+                advance(len(good_rows) + len(bad))
+            store.write(out, shard)
+            without_image = rows.stop - rows.start - sum(map(len, batches))
+            advance(without_image)
+            done += sum(map(len, batches))
+            undecodable += store.count(Reason.UNDECODABLE)
+            _refuse_mostly_bad(undecodable, done, int(has_image_N.sum()), max_bad_fraction, store)
+    counts = _count(out, len(index.shards))
+    return StageResult(
+        counts=counts,
+        facts={
+            "backbone": backbone.name,
+            "weights": backbone.weights,
+            "preprocessing": dataclasses.asdict(backbone.preprocessing),
+            "precision": precision,
+            "dim": backbone.dim,
+        },
+        notes=[] if finished == 0 else [f"{finished:,} samples came from an interrupted run"],
+        images=done,
+    )
+
+
+class _ShardFeatures:
+    """The features of one shard while they are being computed."""
+
+    def __init__(self, rows: slice, dim: int) -> None:
+        n_samples = rows.stop - rows.start
+        self._start = rows.start
+        self._features_ND = np.zeros((n_samples, dim), np.float16)
+        self._reason_N = np.zeros(n_samples, np.uint8)
+        self.details: list[str | None] = [None] * n_samples
+
+    def add(self, rows: npt.NDArray[np.int64], features_BD: torch.Tensor) -> None:
+        half = features_BD.half().numpy()
+        self._features_ND[rows - self._start] = half
+        for row in rows[~np.isfinite(half).all(axis=1)].tolist():
+            self._features_ND[row - self._start] = 0
+            self.refuse(row, Reason.NOT_FINITE, "the backbone's output does not fit fp16")
+
+    def refuse(self, row: int, reason: Reason, why: str | None) -> None:
+        self._reason_N[row - self._start] = reason
+        self.details[row - self._start] = why
+
+    def count(self, reason: Reason) -> int:
+        return int(np.count_nonzero(self._reason_N == reason))
+
+    def write(self, out: Path, shard: int) -> None:
+        write_shard(out, shard, self._features_ND, self._reason_N, self.details)
+
+
+def _batches(
+    rows: slice, has_image_N: npt.NDArray[np.bool_], batch_size: int
+) -> list[npt.NDArray[np.int64]]:
+    with_image = np.flatnonzero(has_image_N[rows]) + rows.start
+    return [with_image[i : i + batch_size] for i in range(0, len(with_image), batch_size)]
+
+
+class _Plan:
+    """The batches of all shards as torch wants them: lists of rows, made when they are due."""
+
+    def __init__(self, plan: Sequence[Sequence[npt.NDArray[np.int64]]]) -> None:
+        self._plan = plan
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batches in self._plan for batch in batches)
+
+    def __len__(self) -> int:
+        return sum(len(batches) for batches in self._plan)
+
+
+def _loader(
+    index: SampleIndex,
+    backbone: Backbone,
+    plan: Sequence[Sequence[npt.NDArray[np.int64]]],
+    workers: int,
+    device: torch.device,
+) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.int64], list[tuple[int, None, str]]]]:
+    images = ImageRows(
+        [ref.path for ref in index.shards],
+        index.numbers("shard"),
+        index.numbers("image_offset"),
+        index.numbers("image_size"),
+        backbone.preprocessing.evaluation(),
+    )
+    return iter(
+        DataLoader(
+            images,
+            batch_sampler=_Plan(plan),
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=device.type == "cuda",
+        )
+    )
+
+
+def _refuse_mostly_bad(
+    bad: int, done: int, total: int, max_bad_fraction: float, store: _ShardFeatures
+) -> None:
+    if bad <= max_bad_fraction * total:
+        return
+    examples = "; ".join([why for why in store.details if why][:3])
+    raise DataError(
+        f"{bad:,} of {done:,} images so far cannot be decoded, more than "
+        f"index.max_bad_fraction = {max_bad_fraction} of all {total:,}. For example: {examples}. "
+        "Look at the shards, or raise the limit"
+    )
+
+
+def _count(out: Path, n_shards: int) -> dict[str, int]:
+    embedded = total = 0
+    for shard in range(n_shards):
+        reasons = read_ipc(shard_file(out, shard)).column("reason").to_numpy()
+        total += len(reasons)
+        embedded += int(np.count_nonzero(reasons == Reason.KEPT))
+    return {"samples": total, "embedded": embedded}

@@ -1,0 +1,149 @@
+"""select: LossTable -> scores. Which samples are kept, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardsieve.config import SelectConfig
+from shardsieve.data.features import FeatureStore
+from shardsieve.data.index import SampleIndex
+from shardsieve.data.losses import LossTable
+from shardsieve.data.reason import Reason
+from shardsieve.data.record import StageResult
+from shardsieve.data.scores import scores_table, write_parquet
+from shardsieve.selection.turn import (
+    BY_CLASS,
+    RULES,
+    Selection,
+    mixture_losses,
+    select_turn,
+)
+from shardsieve_kernels import Backend
+
+TAUS = tuple(round(0.4 + 0.02 * step, 2) for step in range(16))
+
+
+def select(
+    index: SampleIndex,
+    features: FeatureStore,
+    losses: LossTable,
+    config: SelectConfig,
+    *,
+    q: float,
+    out: Path,
+    backend: Backend,
+) -> StageResult:
+    """Turns losses into p_clean and keeps the samples with p_clean > tau.
+
+    Args:
+        index: The samples.
+        features: For what could not be decoded.
+        losses: The probe's verdict.
+        config: Recipe, tau, fallbacks.
+        q: Of the probe's loss, for `config.loss` = "gce".
+        out: Folder that gets `scores.parquet` (a row per sample) and `classes.parquet`.
+        backend: Which kernels run.
+
+    Returns:
+        Counts by reason; the kept fraction against tau; a note on every fallback.
+    """
+    reason_N = np.where(index.reason_N != Reason.KEPT, index.reason_N, features.reason_N)
+    detail_N = pc.coalesce(index.table.column("detail"), features.details)
+    # The probe refuses what is not finite; its row says so.
+    lost = (reason_N == Reason.KEPT) & ~np.isfinite(losses.loss_N)
+    reason_N[lost] = Reason.NOT_FINITE
+    rows = np.flatnonzero(reason_N == Reason.KEPT)
+    label_R = index.label_N[rows]
+    selection = select_turn(
+        mixture_losses(losses.loss_N[rows], config.loss, q),
+        label_R,
+        index.n_classes,
+        preset=config.gmm,
+        min_samples=config.min_samples,
+        reg_covar=config.reg_covar,
+        backend=backend,
+    )
+    p_clean_N = np.full(len(index), np.nan)
+    p_clean_N[rows] = selection.p_clean_N
+    reason_N[rows[~(selection.p_clean_N > config.tau)]] = Reason.HIGH_LOSS
+    write_parquet(
+        out / "scores.parquet", scores_table(index, losses, p_clean_N, reason_N, detail_N)
+    )
+    classes = _classes_table(index.classes, label_R, reason_N[rows], selection)
+    write_parquet(out / "classes.parquet", classes)
+    return _summary(index, reason_N, selection, classes, config)
+
+
+def _classes_table(
+    classes: Sequence[str],
+    label_R: npt.NDArray[np.int32],
+    reason_R: npt.NDArray[np.uint8],
+    selection: Selection,
+) -> pa.Table:
+    n_classes = len(classes)
+    fit = selection.fit
+    kept_K = np.bincount(label_R[reason_R == Reason.KEPT], minlength=n_classes)
+    columns = {
+        "label": np.arange(n_classes, dtype=np.int32),
+        "name": pa.array(list(classes), pa.string()),
+        "samples": np.bincount(label_R, minlength=n_classes),
+        "kept": kept_K,
+        "rule": pa.array([RULES[rule] for rule in selection.rule_K]),
+        "why": pa.array(list(selection.why_K), pa.string()),
+        "converged": fit.converged_K,
+        "n_iter": fit.n_iter_K,
+        "bic_gain": fit.bic_gain_K,
+        "separation": fit.separation_K,
+    }
+    for component, name in enumerate(("clean", "noisy")):
+        columns[f"weight_{name}"] = fit.weights_K2[:, component]
+        columns[f"mean_{name}"] = fit.means_K2[:, component]
+        columns[f"variance_{name}"] = fit.variances_K2[:, component]
+    return pa.table(columns)
+
+
+def _summary(
+    index: SampleIndex,
+    reason_N: npt.NDArray[np.uint8],
+    selection: Selection,
+    classes: pa.Table,
+    config: SelectConfig,
+) -> StageResult:
+    counts = {"samples": len(index), "kept": 0, "removed": 0, "unreadable": 0}
+    by_reason = {}
+    for value, count in zip(*np.unique(reason_N, return_counts=True), strict=True):
+        reason = Reason(value)
+        counts[reason.group] += int(count)
+        by_reason[reason.word] = int(count)
+    notes = [
+        f"class {index.classes[label]}: {selection.why_K[label]}; "
+        + ("judged by the mixture of all classes" if rule == "pooled" else "kept whole")
+        for label, rule in enumerate(RULES[rule] for rule in selection.rule_K)
+        if rule != RULES[BY_CLASS]
+    ]
+    no_kept = [row["name"] for row in classes.to_pylist() if row["samples"] and not row["kept"]]
+    if no_kept:
+        notes.append(f"nothing is kept of: {', '.join(no_kept)}")
+    wandering = int(np.count_nonzero(~selection.fit.converged_K & (selection.rule_K == BY_CLASS)))
+    if wandering:
+        notes.append(f"{wandering} class mixtures had not converged when their steps ran out")
+    judged = selection.p_clean_N
+    return StageResult(
+        counts=counts,
+        facts={
+            "by_reason": by_reason,
+            "kept_fraction_by_tau": {f"{tau:.2f}": float(np.mean(judged > tau)) for tau in TAUS},
+            "within_1e-4_of_tau": int(np.count_nonzero(np.abs(judged - config.tau) < 1e-4)),
+            "rules": {
+                name: int(np.count_nonzero(selection.rule_K == rule))
+                for rule, name in enumerate(RULES)
+            },
+        },
+        notes=notes,
+    )

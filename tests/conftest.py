@@ -1,0 +1,46 @@
+"""Shards and a backbone that are made in seconds, for tests of the whole line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import TinyShards, write_shards
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a tiny network: enough to tell colours apart."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> TinyShards:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def settings(checkpoint: Path) -> Callable[..., object]:
+    """Makes a config for the tiny network; dotted names with `__` override it."""
+    from shardsieve.config import Config, load_config
+
+    def make(**changes: object) -> Config:
+        values = {
+            "embed.backbone": "test_resnet",
+            "embed.checkpoint": str(checkpoint),
+            "embed.image_size": 32,
+            "embed.batch_size": 16,
+            "workers": 0,
+        }
+        values |= {name.replace("__", "."): value for name, value in changes.items()}
+        return load_config(values=values)
+
+    return make
