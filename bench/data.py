@@ -7,6 +7,7 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class NoisyShards:
         validation: Patterns of clean shards, empty if there are none.
         classes: File with class names.
         truth: Parquet table with `key` and `clean_label`, None if nobody knows.
-        image_size: Side in pixels at which the demo embeds them.
+        settings: What the demo sets for them, by dotted name.
     """
 
     name: str
@@ -35,7 +36,7 @@ class NoisyShards:
     validation: tuple[str, ...]
     classes: Path | None
     truth: Path | None
-    image_size: int
+    settings: dict[str, Any]
 
 
 def digits(folder: Path, *, noise: float = 0.4, seed: int = 0) -> NoisyShards:
@@ -43,27 +44,29 @@ def digits(folder: Path, *, noise: float = 0.4, seed: int = 0) -> NoisyShards:
     from sklearn.datasets import load_digits
 
     folder.mkdir(parents=True, exist_ok=True)
+    classes, truth = folder / "classes.json", folder / "truth.parquet"
     data = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.target))
     images, labels = data.images[order], data.target[order].astype(np.int64)
     train = len(order) - 300
     given = symmetric(labels[:train], noise, 10, seed)
     keys = [f"digit-{number:04d}" for number in order]
-    for shard, start in enumerate(range(0, train, 250)):
-        span = slice(start, min(start + 250, train))
-        _write(folder / f"train-{shard:04d}.tar", keys[span], images[span], given[span])
-    _write(folder / "validation.tar", keys[train:], images[train:], labels[train:])
-    classes = folder / "classes.json"
-    classes.write_text(json.dumps([str(digit) for digit in range(10)]))
-    truth = folder / "truth.parquet"
-    pq.write_table(pa.table({"key": keys[:train], "clean_label": labels[:train]}), truth)
+    # Written once: newer files would look like changed shards to a run that goes on.
+    if not truth.is_file():
+        for shard, start in enumerate(range(0, train, 250)):
+            span = slice(start, min(start + 250, train))
+            _write(folder / f"train-{shard:04d}.tar", keys[span], images[span], given[span])
+        _write(folder / "validation.tar", keys[train:], images[train:], labels[train:])
+        classes.write_text(json.dumps([str(digit) for digit in range(10)]))
+        pq.write_table(pa.table({"key": keys[:train], "clean_label": labels[:train]}), truth)
     return NoisyShards(
         f"scikit-learn digits, {noise:.0%} symmetric noise",
         (str(folder / "train-*.tar"),),
         (str(folder / "validation.tar"),),
         classes,
         truth,
-        image_size=96,
+        # Digits have no mirror image, and their strokes reach the border.
+        {"embed.image_size": 96, "tune.flip": 0.0, "tune.crop_scale": [0.8, 1.0]},
     )
 
 
@@ -78,7 +81,7 @@ def from_folder(folder: Path) -> NoisyShards:
         tuple(str(path) for path in sorted(test)),
         classes if classes.is_file() else None,
         truth if truth.is_file() else None,
-        image_size=128,
+        {"embed.image_size": 128},
     )
 
 

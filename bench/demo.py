@@ -20,7 +20,6 @@ def run_line(
     progress: Progress,
     *,
     tune: bool = True,
-    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Runs `clean` and checks and scores what came out.
 
@@ -28,14 +27,13 @@ def run_line(
         Counts, scores against the truth where there is one, seconds and rates per stage.
     """
     values: dict[str, Any] = {
-        "embed.image_size": data.image_size,
         "tune.epochs": 1,
         "tune.max_samples": 2000,
         "tune.validation": list(data.validation),
     }
     if data.classes is not None:
         values["index.classes"] = str(data.classes)
-    config = load_config(values=values | (settings or {}))
+    config = load_config(values=values | data.settings)
     run = clean(data.train, out, config, tune=tune, progress=progress)
     verified = verify_bytes(run)
     stages = run.manifest.stages

@@ -124,6 +124,9 @@ class TuneConfig(Section):
     """Range of the share of the image's area that timm's random crop keeps."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    """`frozen`: batch norms keep the statistics that the features were made with, so that the
+    network starts as good as the probe; their scale and shift are trained all the same."""
     precision: Precision = "auto"
     """As for `embed`; weights and optimiser state stay in fp32."""
     validation: tuple[str, ...] = ()

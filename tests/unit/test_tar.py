@@ -285,11 +285,13 @@ def check_cut(data, whole, cut):
     complete = [(m.name, m.start, m.data, m.size) for m in seen if m.data + m.size <= cut]
     assert complete == [member for member in whole if member[2] + member[3] <= cut]
     assert len(seen) <= len(complete) + 1
-    inside = [start for _, start, begin, size in whole if start < cut < begin + size]
+    marker = whole[-1][2] + BLOCK
+    entries = [(start, begin + size) for _, start, begin, size in whole]
+    inside = [start for start, end in [*entries, (marker, marker + BLOCK)] if start < cut < end]
     # A cut inside padding or between members leaves only the marker missing.
     assert scan.cut_at == (inside[0] if inside else None)
     assert not scan.gaps
-    assert scan.ended == (cut >= whole[-1][2] + BLOCK + BLOCK)
+    assert scan.ended == (cut >= marker + BLOCK)
 
 
 @pytest.mark.parametrize("layout", ["gnu", "pax"])

@@ -19,6 +19,9 @@ from shardsieve.data.features import FeatureStore
 
 # Rows gathered at a time: one sequential pass over the shards each, 128 MB of f16 at D = 1,024.
 BLOCK_ROWS = 65_536
+# Added to the variance of each feature, as a share of the mean variance.
+_LEAST_VARIANCE = 0.01
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Scaling:
     Attributes:
         mode: `standardise`, `l2` or `none`.
         shift_D: f32, subtracted.
-        scale_D: f32, multiplied afterwards.
+        scale_D: f32, multiplied afterwards: 1 / sqrt(variance + 0.01 mean variance).
         norm: Mean length of a feature vector.
     """
 
@@ -67,8 +70,9 @@ def fit_scaling(
     assert centre is not None, "callers pass at least one row"
     offset = total / len(rows)
     variance = (squares / len(rows) - offset.square()).clamp_min_(0)
-    # A constant feature says nothing; a scale of 0 takes it out instead of blowing up its noise.
-    scale = torch.where(variance > 1e-12, variance.clamp_min(1e-12).rsqrt(), 0.0)
+    # A feature that hardly varies is all rounding: unit variance would make that its signal, and a
+    # head folded onto plain features would have weights in the thousands there.
+    scale = (variance + _LEAST_VARIANCE * variance.mean() + _TINY).rsqrt()
     return Scaling(
         mode, (centre + offset).float().to(device), scale.float().to(device), lengths / len(rows)
     )

@@ -175,7 +175,7 @@ def tune(
         if score > best:
             best, saved_epoch = score, epoch + 1
             _save(out / "model.safetensors", tuning, embed_config, saved_epoch)
-        progress.note("tune: " + ", ".join(f"{name} {value}" for name, value in row.items()))
+        progress.note("tune: " + ", ".join(f"{name} {value:.5g}" for name, value in row.items()))
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     last = metrics[-1]
     return StageResult(
@@ -226,6 +226,10 @@ def _train_epoch(
     # Nearly equal batches: a last batch of one would give batch norm nothing to average over.
     batches = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
     tuning.network.train()
+    if config.batch_norm == "frozen":
+        for module in tuning.network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
     total = torch.zeros((), device=tuning.device)
     stage = f"tune {epoch + 1}/{config.epochs}"
     with tuning.progress.track(stage, len(rows), "images") as advance:
