@@ -10,8 +10,9 @@ import webdataset
 from bench.data import NoisyShards
 from bench.scoring import score_selection
 from shardsieve.config import load_config
-from shardsieve.pipeline import Run, clean
+from shardsieve.pipeline import clean
 from shardsieve.progress import Progress
+from shardsieve.run import Run
 
 
 def run_line(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardsieve.config import Config, load_config
     from shardsieve.data.manifest import Manifest
-    from shardsieve.pipeline import Run, clean, open_run
+    from shardsieve.pipeline import clean
+    from shardsieve.run import Run, open_run
 
 __all__ = ["Config", "Manifest", "Run", "clean", "load_config", "open_run"]
 
@@ -26,9 +27,9 @@ _HOMES = {
     "Config": "shardsieve.config",
     "load_config": "shardsieve.config",
     "Manifest": "shardsieve.data.manifest",
-    "Run": "shardsieve.pipeline",
+    "Run": "shardsieve.run",
     "clean": "shardsieve.pipeline",
-    "open_run": "shardsieve.pipeline",
+    "open_run": "shardsieve.run",
 }
 
 

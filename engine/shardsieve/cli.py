@@ -14,7 +14,7 @@ from shardsieve.errors import ShardsieveError
 
 if TYPE_CHECKING:
     from shardsieve.config import Config
-    from shardsieve.pipeline import Run
+    from shardsieve.run import Run
 
 app = typer.Typer(
     name="shardsieve",
@@ -189,7 +189,7 @@ def _finish(work: Callable[[], Run], as_json: bool, summary: Callable[[Run], str
         typer.echo("shardsieve: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        from shardsieve.pipeline import manifest_json
+        from shardsieve.run import manifest_json
 
         json.dump(manifest_json(run), sys.stdout, indent=2)
         typer.echo()

@@ -2,132 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import torch
 
 from shardsieve.config import Config, load_config
-from shardsieve.data.features import FeatureStore
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
-from shardsieve.data.manifest import Manifest, build_manifest
+from shardsieve.data.manifest import build_manifest
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, changed_settings, content_key
 from shardsieve.data.table import write_text
 from shardsieve.errors import ShardsieveError, StaleArtefact
-from shardsieve.models.backbone import weights_identity
-from shardsieve.models.precision import default_workers, resolve_device
+from shardsieve.identity import BY_NAME, STAGES, Stage, absolute_paths, stage_identity
+from shardsieve.models.weights import refuse_unknown, weights_identity
 from shardsieve.progress import Progress, Silent
+from shardsieve.run import Run
 from shardsieve.rundir import RunDir
-from shardsieve.shards.labels import TABLE_SUFFIXES
 from shardsieve.shards.locate import locate_shards
-from shardsieve.shards.samples import stat_shard
-from shardsieve.stages.embed import embed
 from shardsieve.stages.index import index
-from shardsieve.stages.probe import probe
-from shardsieve.stages.select import select
-from shardsieve.stages.tune import tune
-from shardsieve.stages.write import write
-from shardsieve_kernels import Backend, resolve_backend
+from shardsieve_kernels import resolve_backend
+
+if TYPE_CHECKING:
+    import torch
 
 _LISTED_UNREADABLE = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One link of the line.
-
-    Attributes:
-        name: The verb.
-        version: Raised when the same inputs and settings give another result than before.
-        needs: Stages whose results it reads.
-    """
-
-    name: str
-    version: int
-    needs: tuple[str, ...]
-
-
-STAGES = (
-    Stage("index", 1, ()),
-    Stage("embed", 1, ("index",)),
-    Stage("probe", 1, ("index", "embed")),
-    Stage("select", 1, ("index", "embed", "probe")),
-    Stage("tune", 1, ("index", "embed", "probe", "select")),
-    Stage("write", 1, ("index", "select")),
-    Stage("report", 1, ("index", "embed", "probe", "select", "write")),
-)
-_BY_NAME = {stage.name: stage for stage in STAGES}
-
-
-class Run:
-    """A run directory and what lies in it; everything is read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._directory = RunDir(path)
-
-    @property
-    def manifest(self) -> Manifest:
-        """What came in, what came out, and why."""
-        return Manifest.model_validate_json((self.path / "manifest.json").read_text("utf-8"))
-
-    @property
-    def index(self) -> SampleIndex:
-        """The samples in the row order of all tables."""
-        return SampleIndex.open(self._directory.folder("index"))
-
-    @property
-    def scores(self) -> pa.Table:
-        """One row per sample: label, loss, margin, pred, p_clean, kept, reason."""
-        return pq.read_table(self._directory.folder("select") / "scores.parquet")
-
-    @property
-    def classes(self) -> pa.Table:
-        """One row per class: samples, kept, and the fitted mixture."""
-        return pq.read_table(self._directory.folder("select") / "classes.parquet")
-
-    @property
-    def features(self) -> FeatureStore:
-        """The cached features, mapped."""
-        n_shards = len(self.index.shards)
-        return FeatureStore.open(self._directory.folder("embed"), n_shards)
-
-    @property
-    def clean_shards(self) -> list[Path]:
-        """The filtered shards."""
-        return sorted(self._directory.folder("write").glob("clean-*.tar"))
-
-    @property
-    def report(self) -> Path:
-        """The page to look at."""
-        return self._directory.folder("report") / "report.html"
-
-    @property
-    def model(self) -> Path:
-        """The fine-tuned weights, if the run was tuned."""
-        return self._directory.folder("tune") / "model.safetensors"
-
-
-def open_run(path: str | Path) -> Run:
-    """Opens a run directory.
-
-    Raises:
-        StaleArtefact: There is no run in it.
-    """
-    run = Run(Path(path))
-    if not (run.path / "manifest.json").is_file():
-        raise StaleArtefact(f"{path}: no run here (no manifest.json); make one with `clean`")
-    return run
 
 
 def clean(
@@ -180,18 +86,16 @@ def run_stages(
         ShardsieveError: As `clean`.
     """
     progress = progress or Silent()
-    config = _absolute(config)
-    # Settings that cannot work are refused before a folder is made.
-    device, backend = resolve_device(config.device), resolve_backend(config.backend)
+    config = absolute_paths(config)
     shards = locate_shards(patterns) if patterns is not None else _indexed_shards(out)
-    if {"embed", "tune"} & set(names):
-        weights_identity(config.embed)
     directory = RunDir(out)
+    line = _Line(directory, config, shards, progress)
+    # Settings that cannot work are refused before a folder is made.
+    line.refuse_what_cannot_work(names)
     with directory.lock():
-        line = _Line(directory, config, shards, device, backend, progress)
         write_text(out / "config.toml", _to_toml(config))
         for name in names:
-            line.bring_up_to_date(_BY_NAME[name], asked=names)
+            line.bring_up_to_date(BY_NAME[name], asked=names)
             line.write_manifest()
     return Run(out)
 
@@ -204,17 +108,13 @@ class _Line:
         directory: RunDir,
         config: Config,
         shards: list[Path],
-        device: torch.device,
-        backend: Backend,
         progress: Progress,
     ) -> None:
         self._directory = directory
         self._config = config
         self._shards = shards
-        self._device = device
-        self._backend = backend
+        self._backend = resolve_backend(config.backend)
         self._progress = progress
-        self._workers = default_workers(config.workers)
         self._run = Run(directory.path)
         self._perform: Mapping[str, Callable[[Path], StageResult]] = {
             "index": self._index,
@@ -225,6 +125,32 @@ class _Line:
             "write": self._write,
             "report": self._report,
         }
+
+    @cached_property
+    def _device(self) -> torch.device:
+        # torch takes seconds to load, and a stage that is up to date does not need it.
+        from shardsieve.models.precision import resolve_device
+
+        return resolve_device(self._config.device)
+
+    @property
+    def _workers(self) -> int:
+        if self._config.workers is not None:
+            return self._config.workers
+        # Not every system can say which cores this process may use.
+        allowed = getattr(os, "sched_getaffinity", None)
+        return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+    def refuse_what_cannot_work(self, names: Sequence[str]) -> None:
+        """Raises what a stage would raise later: a device or weights that are not there."""
+        if self._config.device not in ("auto", "cpu"):
+            self._device  # noqa: B018
+        if {"embed", "tune"} & set(names):
+            weights_identity(self._config.embed)
+            embedded = self._directory.record("embed")
+            name = self._config.embed.backbone
+            if embedded is None or embedded.identity["settings"]["backbone"] != name:
+                refuse_unknown(name)
 
     def bring_up_to_date(self, stage: Stage, asked: Sequence[str]) -> None:
         for need in stage.needs:
@@ -274,7 +200,7 @@ class _Line:
                 f"{by} needs {need}, which has not been run here; "
                 f"run `shardsieve {need}` first, or `shardsieve clean`"
             )
-        identity = self._identity(_BY_NAME[need])
+        identity = self._identity(BY_NAME[need])
         if record.key != content_key(identity):
             changes = ", ".join(changed_settings(record.identity, identity))
             raise StaleArtefact(
@@ -303,49 +229,21 @@ class _Line:
             for shard in shards
         )
 
-    # What each stage is identified by: only what can change its result.
-
     def _identity(self, stage: Stage) -> dict[str, Any]:
-        config = self._config
-        settings = getattr(config, stage.name).model_dump(mode="json")
-        identity: dict[str, Any] = {"stage": stage.name, "version": stage.version}
-        if stage.name == "index":
-            settings.pop("max_bad_fraction")
-            identity["shards"] = _stat_all(self._shards, with_folder=True)
-            identity["files"] = _stat_label_files(config)
-        elif stage.name == "embed":
-            # Not the index as a whole: new labels leave the features as they are.
-            identity["shards"] = _stat_all(self._shards, with_folder=False)
-            identity["image"] = list(config.index.image)
-            identity["weights"] = weights_identity(config.embed)
-            settings.pop("checkpoint")
-        else:
-            identity["inputs"] = {need: self._key(need) for need in stage.needs}
-        if stage.name in ("probe", "tune"):
-            identity["seed"] = config.seed
-        if stage.name in ("select", "tune") and config.select.loss == "gce":
-            identity["q"] = config.probe.q
-        if stage.name == "tune" and config.tune.validation:
-            paths = [Path(path) for path in config.tune.validation]
-            identity["validation"] = _stat_all(paths, with_folder=True)
-        if stage.name == "report":
-            # Shown if it is there and belongs to this run; not needed.
-            tuned = self._key("tune")
-            current = tuned == content_key(self._identity(_BY_NAME["tune"]))
-            identity["inputs"]["tune"] = tuned if current else None
-        identity["settings"] = settings
-        return identity
+        return stage_identity(stage, self._config, self._shards, self._key)
 
     def _key(self, stage: str) -> str | None:
         record = self._directory.record(stage)
         return record.key if record is not None else None
 
-    # How each stage is called.
+    # How each stage is called; what it needs is loaded when it is due.
 
     def _index(self, out: Path) -> StageResult:
         return index(self._shards, self._config.index, out=out, progress=self._progress)
 
     def _embed(self, out: Path) -> StageResult:
+        from shardsieve.stages.embed import embed
+
         return embed(
             self._run.index,
             self._config.embed,
@@ -357,6 +255,8 @@ class _Line:
         )
 
     def _probe(self, out: Path) -> StageResult:
+        from shardsieve.stages.probe import probe
+
         return probe(
             self._run.index,
             self._run.features,
@@ -369,6 +269,8 @@ class _Line:
         )
 
     def _select(self, out: Path) -> StageResult:
+        from shardsieve.stages.select import select
+
         return select(
             self._run.index,
             self._run.features,
@@ -380,6 +282,8 @@ class _Line:
         )
 
     def _tune(self, out: Path) -> StageResult:
+        from shardsieve.stages.tune import tune
+
         config = self._config
         samples = self._run.index
         kept_N = self._kept()
@@ -414,6 +318,8 @@ class _Line:
         )
 
     def _write(self, out: Path) -> StageResult:
+        from shardsieve.stages.write import write
+
         reasons = self._run.scores.column("reason").cast(pa.string())
         before = self._directory.record("write")
         return write(
@@ -429,7 +335,6 @@ class _Line:
         )
 
     def _report(self, out: Path) -> StageResult:
-        # Drawing libraries are slow to load and only this stage needs them.
         from shardsieve.stages.report import report
 
         return report(
@@ -445,23 +350,6 @@ class _Line:
     def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         kept: np.ndarray[Any, np.dtype[np.bool_]] = self._run.scores.column("kept").to_numpy()
         return kept
-
-
-def _stat_all(paths: Sequence[Path], *, with_folder: bool) -> str:
-    rows = []
-    for path in paths:
-        ref = stat_shard(path)
-        name = str(path) if with_folder else path.name
-        rows.append([name, ref.size_bytes, ref.mtime_ns])
-    return content_key({"shards": rows})
-
-
-def _stat_label_files(config: Config) -> str | None:
-    files = [config.index.classes] if config.index.classes else []
-    if config.index.labels.endswith(TABLE_SUFFIXES):
-        files.append(Path(config.index.labels))
-    present = [file for file in files if file.is_file()]
-    return _stat_all(present, with_folder=True) if present else None
 
 
 def _indexed_shards(out: Path) -> list[Path]:
@@ -483,30 +371,6 @@ def _list_unreadable(scores: pa.Table, samples: SampleIndex) -> list[dict[str, A
     return listed
 
 
-def _absolute(config: Config) -> Config:
-    """Makes paths independent of the folder the command is called from."""
-    samples, source = config.index, config.embed
-    labels = samples.labels
-    if labels.endswith(TABLE_SUFFIXES):
-        labels = str(Path(labels).expanduser().resolve())
-    classes = samples.classes.expanduser().resolve() if samples.classes else None
-    checkpoint = source.checkpoint
-    if checkpoint and checkpoint != "hub" and not checkpoint.startswith("package:"):
-        checkpoint = str(Path(checkpoint).expanduser().resolve())
-    removed = config.write.removed.expanduser().resolve() if config.write.removed else None
-    validation = config.tune.validation
-    if validation:
-        validation = tuple(str(path) for path in locate_shards(validation))
-    return config.model_copy(
-        update={
-            "index": samples.model_copy(update={"labels": labels, "classes": classes}),
-            "embed": source.model_copy(update={"checkpoint": checkpoint}),
-            "tune": config.tune.model_copy(update={"validation": validation}),
-            "write": config.write.model_copy(update={"removed": removed}),
-        }
-    )
-
-
 def _to_toml(config: Config) -> str:
     import tomli_w
 
@@ -524,9 +388,3 @@ def saved_config(out: Path, overrides: Sequence[str], file: Path | None) -> Conf
     if file is None and not saved.is_file():
         raise StaleArtefact(f"{out}: no run here; start with `shardsieve index` or `clean`")
     return load_config(file or saved, overrides)
-
-
-def manifest_json(run: Run) -> dict[str, Any]:
-    """Returns the manifest as JSON values, with where the results lie."""
-    tree: dict[str, Any] = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
-    return {"run": str(run.path.resolve()), **tree}

@@ -99,6 +99,7 @@ def test_errors_are_one_line_and_a_code(tmp_path, arguments, code, says):
 
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU, so asking for one is no error")
+        (tmp_path / "x.tar").touch()
     done = shardsieve(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("shardsieve: ")

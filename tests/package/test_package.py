@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -43,25 +44,25 @@ def test_wheel_holds_both_packages_and_nothing_else(wheel):
 def test_wheel_works_outside_the_checkout(wheel, shards, checkpoint, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
+    # -S leaves out this environment's hook to the checkout; its packages come by path.
+    python = [sys.executable, "-S"]
+    place = {
+        "env": {**os.environ, "PYTHONPATH": f"{site}:{sysconfig.get_path('purelib')}"},
+        "cwd": tmp_path,
+        "capture_output": True,
+        "text": True,
+    }
     where = subprocess.run(
-        [sys.executable, "-c", "import shardsieve; print(shardsieve.__file__)"],
-        env={**os.environ, "PYTHONPATH": str(site)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+        [*python, "-c", "import shardsieve; print(shardsieve.__file__)"], **place
     )
     assert where.stdout.startswith(str(site))
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "shardsieve", "clean", *shards.patterns, "-o", "RUN"),
+            *(*python, "-m", "shardsieve", "clean", *shards.patterns, "-o", "RUN"),
             *("--backbone", "test_resnet", "--checkpoint", str(checkpoint), "--json"),
             *("--set", "embed.image_size=32", "--set", "workers=0"),
         ],
-        env={**os.environ, "PYTHONPATH": str(site)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        **place,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["samples_in"] == 240

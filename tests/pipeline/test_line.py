@@ -13,7 +13,8 @@ from tiny import write_shards
 
 import shardsieve
 from shardsieve.errors import DataError, RunLocked, ShardError, StaleArtefact
-from shardsieve.pipeline import STAGES, run_stages
+from shardsieve.identity import STAGES
+from shardsieve.pipeline import run_stages
 from shardsieve.progress import Lines
 from shardsieve.rundir import RunDir
 

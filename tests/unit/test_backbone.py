@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from shardsieve.config import EmbedConfig
 from shardsieve.errors import BackboneError
-from shardsieve.models.backbone import load_backbone, load_classifier, weights_identity
+from shardsieve.models.backbone import load_backbone, load_classifier
+from shardsieve.models.weights import weights_identity
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -53,10 +52,3 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, _DTYPES[precision])
-
-
-def default_workers(configured: int | None) -> int:
-    """Returns how many processes decode images."""
-    if configured is not None:
-        return configured
-    return min(8, len(os.sched_getaffinity(0)))

@@ -17,7 +17,8 @@ from PIL import Image
 from shardsieve.data.index import SampleIndex
 from shardsieve.errors import ShardError
 from shardsieve.page.verdicts import Verdicts
-from shardsieve.shards.images import ShardFiles, decode
+from shardsieve.shards.files import ShardFiles
+from shardsieve.shards.images import decode
 
 SIDE = 112
 

@@ -21,7 +21,7 @@ from shardsieve.errors import DataError
 from shardsieve.models.backbone import Backbone, load_backbone
 from shardsieve.models.precision import resolve_precision
 from shardsieve.progress import Progress
-from shardsieve.shards.images import ImageRows, collate
+from shardsieve.shards.dataset import ImageRows, collate
 
 
 def embed(

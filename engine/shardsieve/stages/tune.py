@@ -30,7 +30,7 @@ from shardsieve.models.backbone import Preprocessing, load_classifier
 from shardsieve.models.precision import autocast, resolve_precision
 from shardsieve.progress import Progress
 from shardsieve.selection.turn import balanced_draw, mixture_losses, select_turn
-from shardsieve.shards.images import ImageRows, Transform, collate
+from shardsieve.shards.dataset import ImageRows, Transform, collate
 from shardsieve_kernels import Backend
 from shardsieve_kernels.softmax_stats import softmax_stats
 
