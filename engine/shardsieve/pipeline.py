@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,7 +180,8 @@ class _Line:
         )
         self._directory.commit(record)
         for note in result.notes:
-            self._progress.note(f"{stage.name}: {note}")
+            # A thousand classes may be named; the manifest and the report have them all.
+            self._progress.note(f"{stage.name}: {shorten(note, 240, placeholder=' ...')}")
 
     def write_manifest(self) -> None:
         records = self._current_records()

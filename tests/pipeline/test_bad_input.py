@@ -160,7 +160,7 @@ def test_small_class_falls_back_and_says_so(settings, tmp_path):
     row = run.classes.to_pylist()[2]
     assert row["rule"] in ("pooled", "keep_all")
     assert row["why"].startswith("fewer than 20 samples")
-    assert any("class 2: fewer than 20 samples" in note for note in run.manifest.notes)
+    assert any("1 class (2): fewer than 20 samples" in note for note in run.manifest.notes)
     assert "fewer than 20 samples" in run.report.read_text()
 
 

@@ -298,6 +298,7 @@ def test_more_samples_than_one_batch(tmp_path, monkeypatch):
     made = indexed(tmp_path, shard, other)
     assert made.key == keys + [f"x{key}" for key in keys[:8]]
     assert made.label == [int(key) % 3 for key in keys] + [7] * 8
+    assert [ref.n_samples for ref in made.index.shards] == [11, 8]
     # One chunk a column, so that the arrays are views of the file.
     assert all(made.index.table.column(name).num_chunks == 1 for name in SCHEMA.names)
 

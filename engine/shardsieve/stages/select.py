@@ -19,6 +19,8 @@ from shardsieve.data.record import StageResult
 from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.selection.turn import (
     BY_CLASS,
+    BY_POOLED,
+    KEEP_ALL,
     RULES,
     Selection,
     mixture_losses,
@@ -108,6 +110,20 @@ def _classes_table(
     return pa.table(columns)
 
 
+def _fallbacks(classes: Sequence[str], selection: Selection) -> list[str]:
+    """One sentence for all classes that fell back for the same reason, each of them named."""
+    verdict = {BY_POOLED: "judged by the mixture of all classes", KEEP_ALL: "kept whole"}
+    named: dict[tuple[str, int], list[str]] = {}
+    for name, why, rule in zip(classes, selection.why_K, selection.rule_K.tolist(), strict=True):
+        if rule != BY_CLASS:
+            named.setdefault((why, rule), []).append(name)
+    return [
+        f"{len(names)} class{'es' if len(names) > 1 else ''} ({', '.join(names)}): {why}; "
+        + verdict[rule]
+        for (why, rule), names in named.items()
+    ]
+
+
 def _summary(
     index: SampleIndex,
     reason_N: npt.NDArray[np.uint8],
@@ -121,12 +137,7 @@ def _summary(
         reason = Reason(value)
         counts[reason.group] += int(count)
         by_reason[reason.word] = int(count)
-    notes = [
-        f"class {index.classes[label]}: {selection.why_K[label]}; "
-        + ("judged by the mixture of all classes" if rule == "pooled" else "kept whole")
-        for label, rule in enumerate(RULES[rule] for rule in selection.rule_K)
-        if rule != RULES[BY_CLASS]
-    ]
+    notes = _fallbacks(index.classes, selection)
     no_kept = [row["name"] for row in classes.to_pylist() if row["samples"] and not row["kept"]]
     if no_kept:
         notes.append(f"nothing is kept of: {', '.join(no_kept)}")
