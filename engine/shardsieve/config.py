@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardsieve.errors import ConfigError
 
@@ -41,6 +41,11 @@ class IndexConfig(Section):
     """Number of classes when there are no names; default: the largest label + 1."""
     max_bad_fraction: float = Field(0.25, ge=0, le=1)
     """Stop when more than this share of the samples has no usable image or label."""
+
+    @field_validator("image")
+    @classmethod
+    def _as_in_names(cls, image: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(extension.lower().removeprefix(".") for extension in image)
 
 
 class EmbedConfig(Section):
@@ -76,9 +81,16 @@ class ProbeConfig(Section):
     """Decoupled weight decay of AdamW."""
     normalise: Literal["standardise", "l2", "none"] = "standardise"
     """Features: zero mean and unit variance each, unit length per sample, or as they are."""
-    folds: int = Field(0, ge=0)
+    folds: int = Field(0, ge=0, le=100)
     """0: every sample is scored by the probe that was trained on it (TURN). k >= 2: scored by the
     one of k probes that never saw it."""
+
+    @field_validator("folds")
+    @classmethod
+    def _one_fold_is_none(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("one fold leaves nothing to train on: 0 for none, or at least 2")
+        return folds
 
 
 class SelectConfig(Section):

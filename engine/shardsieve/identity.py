@@ -101,7 +101,7 @@ def _stat_all(paths: Sequence[Path], *, with_folder: bool) -> str:
 
 def _stat_label_files(config: Config) -> str | None:
     files = [config.index.classes] if config.index.classes else []
-    if config.index.labels.endswith(TABLE_SUFFIXES):
+    if config.index.labels.lower().endswith(TABLE_SUFFIXES):
         files.append(Path(config.index.labels))
     present = [file for file in files if file.is_file()]
     return _stat_all(present, with_folder=True) if present else None
@@ -111,7 +111,7 @@ def absolute_paths(config: Config) -> Config:
     """Makes paths independent of the folder the command is called from."""
     samples, source = config.index, config.embed
     labels = samples.labels
-    if labels.endswith(TABLE_SUFFIXES):
+    if labels.lower().endswith(TABLE_SUFFIXES):
         labels = str(Path(labels).expanduser().resolve())
     classes = samples.classes.expanduser().resolve() if samples.classes else None
     checkpoint = source.checkpoint

@@ -212,3 +212,12 @@ def test_a_setting_at_a_time(tmp_path):
         if re.match(r"# \w+ = \S", line):
             alone = [*lines[:number], line.removeprefix("# "), *lines[number + 1 :]]
             assert load_config(config_file(tmp_path, "\n".join(alone))) == Config()
+
+
+def test_one_fold_is_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match=r"probe.folds = 1: .*one fold leaves nothing"):
+        load_config(overrides=["probe.folds=1"])
+
+
+def test_image_extensions_are_written_as_people_do():
+    assert load_config(overrides=['index.image=[".JPG", "png"]']).index.image == ("jpg", "png")

@@ -76,7 +76,7 @@ class SampleIndex:
     Attributes:
         table: N rows with the columns of `SCHEMA`; `offset` and `size` (bytes) span all members of
             the sample with their headers, `image_offset` and `image_size` the image's bytes;
-            `label` is -1 and `reason` not KEPT where the sample cannot be used.
+            `reason` is not KEPT where the sample cannot be used, `label` -1 where it has none.
         shards: The S input shards.
         classes: The K class names.
     """

@@ -106,7 +106,7 @@ class TableLabels:
         self._keys = _as_text(keys.filter(given), path).combine_chunks()
         self._refuse_contradictions()
 
-    def of_keys(self, keys: pa.Array) -> tuple[pa.Array, bool]:
+    def of_keys(self, keys: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
         """Returns the labels of the keys as text, null where the table has no such key."""
         positions = pc.index_in(keys, value_set=self._keys)
         return self._labels.take(positions).cast(pa.string()), self._names
@@ -130,7 +130,7 @@ def label_source(spec: str) -> MemberLabels | JsonLabels | TableLabels:
     """
     if spec.startswith("json:"):
         return JsonLabels(spec.removeprefix("json:"))
-    if spec.endswith(TABLE_SUFFIXES):
+    if spec.lower().endswith(TABLE_SUFFIXES):
         return TableLabels(Path(spec))
     return MemberLabels(spec.lower().removeprefix("."))
 
@@ -253,7 +253,7 @@ def _absent(sample: TarSample, extension: str) -> str:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             # Keys such as 00017 must not become numbers.
             options = csv.ConvertOptions(column_types={"key": pa.string()})
             return csv.read_csv(path, convert_options=options)

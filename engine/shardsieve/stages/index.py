@@ -77,6 +77,8 @@ def index(
         raise DataError(
             f"{len(shards)} shards hold no sample: no member has a key and an extension"
         )
+    if isinstance(source, TableLabels):
+        raw = _labels_of_table(raw, source)
     table, classes = _resolve(raw, classes, config)
     raw_file.unlink()
     _refuse_mostly_bad(table, classes, config)
@@ -98,7 +100,7 @@ def _scan_shard(
     for samples in _batches(scan_samples(scan, path)):
         n_samples += len(samples)
         given = [_given(sample, source, scan.buffer) for sample in samples]
-        writer.write_batch(_raw_batch(samples, given, number, source, image_extensions))
+        writer.write_batch(_raw_batch(samples, given, number, image_extensions))
     return ShardRef(
         path, ref.size_bytes, ref.mtime_ns, n_samples, scan.others, describe_damage(scan)
     )
@@ -127,22 +129,10 @@ def _raw_batch(
     samples: list[TarSample],
     given: list[Given],
     shard: int,
-    source: MemberLabels | JsonLabels | TableLabels,
     image_extensions: Sequence[str],
 ) -> pa.RecordBatch:
     images = [sample.image(image_extensions) for sample in samples]
-    keys = pa.array([sample.key for sample in samples], pa.string())
-    texts = pa.array([label.text for label in given], pa.string())
-    is_name = pa.array([label.is_name for label in given], pa.bool_())
     details = [sample.detail or label.detail for sample, label in zip(samples, given, strict=True)]
-    if isinstance(source, TableLabels):
-        texts, names = source.of_keys(keys)
-        is_name = pa.array(np.full(len(samples), names))
-        absent = f"{source.path.name} has no label for this key"
-        details = [
-            sample.detail or (None if known else absent)
-            for sample, known in zip(samples, pc.is_valid(texts).to_pylist(), strict=True)
-        ]
     reasons = []
     for position, (sample, image) in enumerate(zip(samples, images, strict=True)):
         reason = sample.reason
@@ -154,7 +144,7 @@ def _raw_batch(
             )
         reasons.append(reason)
     columns = {
-        "key": keys,
+        "key": pa.array([sample.key for sample in samples], pa.string()),
         "shard": np.full(len(samples), shard, np.int32),
         "offset": np.array([sample.start for sample in samples], np.int64),
         "size": np.array([sample.end - sample.start for sample in samples], np.int64),
@@ -163,10 +153,25 @@ def _raw_batch(
         "label": np.full(len(samples), -1, np.int32),
         "reason": np.array(reasons, np.uint8),
         "detail": pa.array(details, pa.string()),
-        "given": texts,
-        "is_name": is_name,
+        "given": pa.array([label.text for label in given], pa.string()),
+        "is_name": pa.array([label.is_name for label in given], pa.bool_()),
     }
     return pa.record_batch([pa.array(values) for values in columns.values()], schema=_RAW_SCHEMA)
+
+
+def _labels_of_table(raw: pa.Table, source: TableLabels) -> pa.Table:
+    given, are_names = source.of_keys(raw.column("key"))
+    absent = pc.if_else(
+        pc.is_null(given),
+        f"{source.path.name} has no label for this key",
+        pa.scalar(None, pa.string()),
+    )
+    detail = pc.coalesce(raw.column("detail"), absent)
+    is_name = pa.array(np.full(raw.num_rows, are_names))
+    columns = {"given": given, "detail": detail, "is_name": is_name}
+    for name, values in columns.items():
+        raw = raw.set_column(_RAW_SCHEMA.get_field_index(name), name, values)
+    return raw
 
 
 def _resolve(

@@ -15,7 +15,7 @@ from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
-from shardsieve.errors import ConfigError, DataError
+from shardsieve.errors import DataError
 from shardsieve.models.linear import Heads, train_heads
 from shardsieve.progress import Progress
 from shardsieve_kernels import Backend
@@ -54,7 +54,6 @@ def probe(
 
     Raises:
         DataError: No sample is readable, or fewer than folds.
-        ConfigError: `folds` is 1.
     """
     usable_N = index.readable_N & (features.reason_N == Reason.KEPT)
     rows = np.flatnonzero(usable_N)
@@ -97,8 +96,6 @@ def _folds(
     fold_N = np.full(n_samples, -1, np.int8)
     if folds == 0:
         return fold_N
-    if folds == 1 or folds > 100:
-        raise ConfigError(f"probe.folds = {folds}: 0 for none, or 2 to 100")
     if folds > len(rows):
         raise DataError(f"probe.folds = {folds} but only {len(rows)} samples are readable")
     shuffled = np.random.default_rng([seed, 1]).permutation(rows)
