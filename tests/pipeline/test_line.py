@@ -1,5 +1,6 @@
 """The whole line on tiny shards: what comes out, and what runs again when something changes."""
 
+import gc
 import hashlib
 import io
 import json
@@ -97,13 +98,14 @@ def test_kept_samples_are_their_source_byte_for_byte(finished, shards):
     assert list(clean) == [name for name in source if name in clean], "order is kept"
 
 
-# webdataset leaves its files to the garbage collector.
+# webdataset leaves its files to the garbage collector, which is to come here and not later.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_clean_shards_open_with_webdataset(finished):
     run, _ = finished
     urls = [str(path) for path in run.clean_shards]
     keys = [sample["__key__"] for sample in webdataset.WebDataset(urls, shardshuffle=False)]
+    gc.collect()
     kept = run.scores.filter(run.scores.column("kept"))
     assert keys == kept.column("key").to_pylist()
 
