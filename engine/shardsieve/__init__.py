@@ -3,8 +3,9 @@
 ```python
 import shardsieve
 
-run = shardsieve.clean(["train-{0000..0019}.tar"], "RUN")
-print(run.manifest.counts)
+if __name__ == "__main__":  # images are decoded in processes of their own
+    run = shardsieve.clean(["train-{0000..0019}.tar"], "RUN")
+    print(run.manifest.counts)
 ```
 
 The stages are plain functions in `shardsieve.stages`; `clean` runs them in order and keeps their

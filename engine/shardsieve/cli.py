@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,8 @@ def clean(
         from shardsieve.progress import console_progress
 
         settings = _load(config, set_, values)
+        if settings.tune.validation and not tune:
+            typer.echo("--val is only used with --tune; nothing is tuned", err=True)
         return pipeline.clean(shards, out, settings, tune=tune, progress=console_progress())
 
     _finish(work, as_json, _summary)
@@ -167,6 +170,9 @@ def version() -> None:
 
 def main() -> None:
     """Runs the command line; the exit code says what went wrong (see `shardsieve.errors`)."""
+    # Decoding shares the cores with the network: threads that spin while they wait take them away.
+    # It must be set before torch is loaded, and changes no result.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

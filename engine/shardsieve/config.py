@@ -53,7 +53,7 @@ class EmbedConfig(Section):
 
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model name, `.tag` of its weights included."""
-    checkpoint: str | None = None
+    checkpoint: str | None = Field(None, min_length=1)
     """`hub`, `package:NAME` or a .safetensors/.pth file. Default: the weights that shardsieve's own
     dependencies bring for `tf_efficientnet_lite0`, the hub for every other backbone."""
     image_size: int | None = Field(None, ge=16)
@@ -98,7 +98,7 @@ class SelectConfig(Section):
 
     recipe: Literal["turn"] = "turn"
     """`turn`: a two-component Gaussian mixture on the losses of each class."""
-    tau: float = Field(0.6, ge=0, le=1)
+    tau: float = Field(0.6, ge=0, lt=1)
     """Keep a sample when its p_clean is greater than this."""
     loss: Literal["ce", "gce"] = "ce"
     """The loss that the mixture sees. GCE saturates and squeezes the noisy mode."""
@@ -131,9 +131,17 @@ class TuneConfig(Section):
     """`epoch`: before every epoch but the first, all samples are scored by the model as it is and
     the mixtures are fitted anew (TURN)."""
     max_samples: int | None = Field(None, ge=1)
-    """At most this many samples an epoch, the same number from every class."""
+    """At most this many samples an epoch, the same number from every class, one at least."""
     crop_scale: tuple[Share, Share] = (0.35, 1.0)
     """Range of the share of the image's area that timm's random crop keeps."""
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ascending(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError("the smallest share comes first")
+        return scale
+
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     batch_norm: Literal["frozen", "trained"] = "frozen"
@@ -143,6 +151,8 @@ class TuneConfig(Section):
     """As for `embed`; weights and optimiser state stay in fp32."""
     validation: tuple[str, ...] = ()
     """Clean shards to measure accuracy on after every epoch; the best epoch is saved."""
+    validation_labels: str | None = Field(None, min_length=1)
+    """Where their labels stand, as for index.labels; default: where those of the others do."""
 
 
 class WriteConfig(Section):
@@ -150,6 +160,13 @@ class WriteConfig(Section):
 
     removed: Path | None = None
     """A folder for a second set of shards with the removed samples."""
+
+    @field_validator("removed", mode="before")
+    @classmethod
+    def _named(cls, removed: object) -> object:
+        if removed == "":
+            raise ValueError("an empty name is no folder")
+        return removed
 
 
 class ReportConfig(Section):
@@ -164,7 +181,7 @@ class ReportConfig(Section):
 class Config(Section):
     """All settings of a run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of everything random: the probe's shuffles and folds, and fine-tuning."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""

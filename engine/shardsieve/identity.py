@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shardsieve.config import Config
 from shardsieve.data.record import content_key
 from shardsieve.models.weights import weights_identity
-from shardsieve.shards.labels import TABLE_SUFFIXES
+from shardsieve.shards.labels import names_table
 from shardsieve.shards.locate import locate_shards
 from shardsieve.shards.samples import stat_shard
 
@@ -42,90 +43,124 @@ STAGES = (
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 
-def stage_identity(
-    stage: Stage, config: Config, shards: Sequence[Path], key_of: Callable[[str], str | None]
-) -> dict[str, Any]:
-    """Returns everything that can change the result of a stage, and nothing else.
+class Identities:
+    """Everything that can change the result of a stage, and nothing else.
 
     Device, workers and backend are left out on purpose: features may be made on one machine and
-    used on another.
-
-    Args:
-        stage: The stage.
-        config: All settings, with absolute paths.
-        shards: The input shards.
-        key_of: Gives the key of a finished stage, None when there is none.
-
-    Raises:
-        ShardError: A shard is gone.
-        BackboneError: The weights are gone.
+    used on another. Files are looked at once: a run sees its input as it was at the start.
     """
-    settings = getattr(config, stage.name).model_dump(mode="json")
-    identity: dict[str, Any] = {"stage": stage.name, "version": stage.version}
-    if stage.name == "index":
-        settings.pop("max_bad_fraction")
-        identity["shards"] = _stat_all(shards, with_folder=True)
-        identity["files"] = _stat_label_files(config)
-    elif stage.name == "embed":
-        # Not the index as a whole: new labels leave the features as they are.
-        identity["shards"] = _stat_all(shards, with_folder=False)
-        identity["image"] = list(config.index.image)
-        identity["weights"] = weights_identity(config.embed)
-        settings.pop("checkpoint")
-    else:
-        identity["inputs"] = {need: key_of(need) for need in stage.needs}
-    if stage.name in ("probe", "tune"):
-        identity["seed"] = config.seed
-    if stage.name in ("select", "tune") and config.select.loss == "gce":
-        identity["q"] = config.probe.q
-    if stage.name == "tune" and config.tune.validation:
-        paths = [Path(path) for path in config.tune.validation]
-        identity["validation"] = _stat_all(paths, with_folder=True)
-    if stage.name == "report":
-        # Shown if it is there and belongs to this run; not needed.
-        tuned = key_of("tune")
-        current = tuned == content_key(stage_identity(BY_NAME["tune"], config, shards, key_of))
-        identity["inputs"]["tune"] = tuned if current else None
-    identity["settings"] = settings
-    return identity
+
+    def __init__(
+        self, config: Config, shards: Sequence[Path], key_of: Callable[[str], str | None]
+    ) -> None:
+        """Takes what a call is made with.
+
+        Args:
+            config: All settings, with absolute paths.
+            shards: The input shards.
+            key_of: Gives the key of a finished stage, None when there is none.
+        """
+        self._config = config
+        self._shards = shards
+        self._key_of = key_of
+
+    def of(self, stage: Stage) -> dict[str, Any]:
+        """Returns the identity of a stage's result.
+
+        Raises:
+            ShardError: A shard is gone.
+            BackboneError: The weights are gone.
+        """
+        config = self._config
+        settings = getattr(config, stage.name).model_dump(mode="json")
+        identity: dict[str, Any] = {"stage": stage.name, "version": stage.version}
+        if stage.name == "index":
+            settings.pop("max_bad_fraction")
+            identity["shards"] = content_key({"shards": self._stats})
+            identity["files"] = self._label_files
+        elif stage.name == "embed":
+            # Not the index as a whole: new labels leave the features as they are. Nor the folder:
+            # shards that were moved are the same shards.
+            moved = [[Path(name).name, *rest] for name, *rest in self._stats]
+            identity["shards"] = content_key({"shards": moved})
+            identity["image"] = list(config.index.image)
+            identity["weights"] = self.weights
+            settings.pop("checkpoint")
+        else:
+            identity["inputs"] = {need: self._key_of(need) for need in stage.needs}
+        if stage.name in ("probe", "tune"):
+            identity["seed"] = config.seed
+        if stage.name in ("select", "tune") and config.select.loss == "gce":
+            identity["q"] = config.probe.q
+        if stage.name == "tune":
+            # Only tuning needs them to be there; gone, they make a finished tune out of date.
+            present = [Path(path) for path in config.tune.validation if Path(path).is_file()]
+            identity["validation"] = _stat_all(present)
+        if stage.name == "report":
+            # Shown if it is there and belongs to this run; not needed.
+            tuned = self._key_of("tune")
+            current = tuned is not None and tuned == content_key(self.of(BY_NAME["tune"]))
+            identity["inputs"]["tune"] = tuned if current else None
+        identity["settings"] = settings
+        return identity
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """What identifies the backbone's weights."""
+        return weights_identity(self._config.embed)
+
+    @cached_property
+    def _stats(self) -> list[list[Any]]:
+        return _stat_all(self._shards)
+
+    @cached_property
+    def _label_files(self) -> list[list[Any]]:
+        settings = self._config.index
+        files = [settings.classes] if settings.classes else []
+        if names_table(settings.labels):
+            files.append(Path(settings.labels))
+        return _stat_all([file for file in files if file.is_file()])
 
 
-def _stat_all(paths: Sequence[Path], *, with_folder: bool) -> str:
-    rows = []
+def _stat_all(paths: Sequence[Path]) -> list[list[Any]]:
+    stats = []
     for path in paths:
         ref = stat_shard(path)
-        name = str(path) if with_folder else path.name
-        rows.append([name, ref.size_bytes, ref.mtime_ns])
-    return content_key({"shards": rows})
+        stats.append([str(path), ref.size_bytes, ref.mtime_ns])
+    return stats
 
 
-def _stat_label_files(config: Config) -> str | None:
-    files = [config.index.classes] if config.index.classes else []
-    if config.index.labels.lower().endswith(TABLE_SUFFIXES):
-        files.append(Path(config.index.labels))
-    present = [file for file in files if file.is_file()]
-    return _stat_all(present, with_folder=True) if present else None
+def absolute_paths(config: Config, *, tuned: bool) -> Config:
+    """Makes paths independent of the folder the command is called from.
 
+    Args:
+        config: Settings as given.
+        tuned: Whether the validation shards are needed, and so must be there.
 
-def absolute_paths(config: Config) -> Config:
-    """Makes paths independent of the folder the command is called from."""
+    Raises:
+        ShardError: A validation shard is missing.
+    """
     samples, source = config.index, config.embed
     labels = samples.labels
-    if labels.lower().endswith(TABLE_SUFFIXES):
+    if names_table(labels):
         labels = str(Path(labels).expanduser().resolve())
     classes = samples.classes.expanduser().resolve() if samples.classes else None
     checkpoint = source.checkpoint
     if checkpoint and checkpoint != "hub" and not checkpoint.startswith("package:"):
         checkpoint = str(Path(checkpoint).expanduser().resolve())
     removed = config.write.removed.expanduser().resolve() if config.write.removed else None
-    validation = config.tune.validation
-    if validation:
+    validation, validation_labels = config.tune.validation, config.tune.validation_labels
+    if validation and tuned:
         validation = tuple(str(path) for path in locate_shards(validation))
+    if validation_labels is not None and names_table(validation_labels):
+        validation_labels = str(Path(validation_labels).expanduser().resolve())
     return config.model_copy(
         update={
             "index": samples.model_copy(update={"labels": labels, "classes": classes}),
             "embed": source.model_copy(update={"checkpoint": checkpoint}),
-            "tune": config.tune.model_copy(update={"validation": validation}),
+            "tune": config.tune.model_copy(
+                update={"validation": validation, "validation_labels": validation_labels}
+            ),
             "write": config.write.model_copy(update={"removed": removed}),
         }
     )

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardsieve.config import Config, load_config
+from shardsieve.config import Config, Precision, load_config
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.manifest import build_manifest
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, changed_settings, content_key
 from shardsieve.data.table import write_text
-from shardsieve.errors import ShardsieveError, StaleArtefact
-from shardsieve.identity import BY_NAME, STAGES, Stage, absolute_paths, stage_identity
-from shardsieve.models.weights import refuse_unknown, weights_identity
+from shardsieve.errors import ConfigError, DataError, ShardsieveError, StaleArtefact
+from shardsieve.identity import BY_NAME, STAGES, Identities, Stage, absolute_paths
+from shardsieve.models.weights import refuse_unknown
 from shardsieve.progress import Progress, Silent
 from shardsieve.run import Run
 from shardsieve.rundir import RunDir
@@ -60,7 +60,8 @@ def clean(
     Raises:
         ShardsieveError: Bad input or settings; see `shardsieve.errors`.
     """
-    names = [stage.name for stage in STAGES if tune or stage.name != "tune"]
+    # The shards do not wait for fine-tuning, nor are they lost with it.
+    names = ["index", "embed", "probe", "select", "write", *(["tune"] if tune else []), "report"]
     patterns = [shards] if isinstance(shards, str) else shards
     return run_stages(names, Path(out), config or Config(), patterns, progress=progress)
 
@@ -87,16 +88,17 @@ def run_stages(
         ShardsieveError: As `clean`.
     """
     progress = progress or Silent()
-    config = absolute_paths(config)
+    config = absolute_paths(config, tuned="tune" in names)
     shards = locate_shards(patterns) if patterns is not None else _indexed_shards(out)
     directory = RunDir(out)
     line = _Line(directory, config, shards, progress)
     # Settings that cannot work are refused before a folder is made.
     line.refuse_what_cannot_work(names)
     with directory.lock():
+        line.take_up(names)
         write_text(out / "config.toml", _to_toml(config))
         for name in names:
-            line.bring_up_to_date(BY_NAME[name], asked=names)
+            line.bring_up_to_date(BY_NAME[name])
             line.write_manifest()
     return Run(out)
 
@@ -117,6 +119,7 @@ class _Line:
         self._backend = resolve_backend(config.backend)
         self._progress = progress
         self._run = Run(directory.path)
+        self._identities = Identities(config, shards, self._key)
         self._perform: Mapping[str, Callable[[Path], StageResult]] = {
             "index": self._index,
             "embed": self._embed,
@@ -143,21 +146,35 @@ class _Line:
         return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
 
     def refuse_what_cannot_work(self, names: Sequence[str]) -> None:
-        """Raises what a stage would raise later: a device or weights that are not there."""
-        if self._config.device not in ("auto", "cpu"):
+        """Raises what a stage would raise later, perhaps after hours."""
+        config = self._config
+        self._directory.refuse_foreign_folders(list(BY_NAME), self._shards)
+        removed = config.write.removed
+        if removed is not None and (self._directory.owns(removed) or removed.is_file()):
+            raise ConfigError(
+                f"write.removed = {removed}: not a folder of its own; "
+                "choose one outside the folders of the stages"
+            )
+        if config.device not in ("auto", "cpu"):
             self._device  # noqa: B018
         if {"embed", "tune"} & set(names):
-            weights_identity(self._config.embed)
+            for precision in (config.embed.precision, config.tune.precision):
+                if precision == "fp16":
+                    self._resolve_precision(precision)
             embedded = self._directory.record("embed")
-            name = self._config.embed.backbone
+            name = config.embed.backbone
             if embedded is None or embedded.identity["settings"]["backbone"] != name:
                 refuse_unknown(name)
+            self._identities.weights  # noqa: B018
 
-    def bring_up_to_date(self, stage: Stage, asked: Sequence[str]) -> None:
-        for need in stage.needs:
-            if need not in asked:
-                self._require(need, stage.name)
-        self._directory.recover(stage.name)
+    def take_up(self, names: Sequence[str]) -> None:
+        """Finishes what was cut off, and makes sure that what the stages need is there."""
+        for name in BY_NAME:
+            self._directory.recover(name)
+        for name in names:
+            self._require_needs(BY_NAME[name], asked=names)
+
+    def bring_up_to_date(self, stage: Stage) -> None:
         identity = self._identity(stage)
         before = self._directory.record(stage.name)
         if before is not None and before.key == content_key(identity) and self._is_whole(before):
@@ -167,7 +184,7 @@ class _Line:
             changes = ", ".join(changed_settings(before.identity, identity)) or "its files"
             self._progress.note(f"{stage.name}: runs again, changed: {changes}")
         start = time.monotonic()
-        part = self._directory.begin(stage.name, identity)
+        part = self._directory.begin(stage.name, identity | self._not_to_be_mixed(stage))
         result = self._perform[stage.name](part)
         record = StageRecord(
             stage=stage.name,
@@ -195,20 +212,24 @@ class _Line:
             raise ShardsieveError(f"the counts do not add up, which is a bug: {manifest.counts}")
         write_text(self._directory.path / "manifest.json", manifest.model_dump_json(indent=2))
 
-    def _require(self, need: str, by: str) -> None:
-        record = self._directory.record(need)
-        if record is None:
-            raise StaleArtefact(
-                f"{by} needs {need}, which has not been run here; "
-                f"run `shardsieve {need}` first, or `shardsieve clean`"
-            )
-        identity = self._identity(BY_NAME[need])
-        if record.key != content_key(identity):
-            changes = ", ".join(changed_settings(record.identity, identity))
-            raise StaleArtefact(
-                f"{by} needs {need}, which was made from something else ({changes}); "
-                f"run `shardsieve {need}` first, or `shardsieve clean`"
-            )
+    def _require_needs(self, stage: Stage, asked: Sequence[str]) -> None:
+        for need in stage.needs:
+            if need in asked:
+                continue
+            self._require_needs(BY_NAME[need], asked)
+            record = self._directory.record(need)
+            if record is None:
+                raise StaleArtefact(
+                    f"{stage.name} needs {need}, which has not been run here; "
+                    f"run `shardsieve {need}` first, or `shardsieve clean`"
+                )
+            identity = self._identity(BY_NAME[need])
+            if record.key != content_key(identity):
+                changes = ", ".join(changed_settings(record.identity, identity))
+                raise StaleArtefact(
+                    f"{stage.name} needs {need}, which was made from something else ({changes}); "
+                    f"run `shardsieve {need}` first, or `shardsieve clean`"
+                )
 
     def _current_records(self) -> dict[str, StageRecord]:
         records: dict[str, StageRecord] = {}
@@ -232,7 +253,18 @@ class _Line:
         )
 
     def _identity(self, stage: Stage) -> dict[str, Any]:
-        return stage_identity(stage, self._config, self._shards, self._key)
+        return self._identities.of(stage)
+
+    def _not_to_be_mixed(self, stage: Stage) -> dict[str, str]:
+        """What an interrupted embed must be gone on with: one store, one arithmetic."""
+        if stage.name != "embed":
+            return {}
+        return {"made_with": f"{self._device.type} {self._resolve_precision('auto')}"}
+
+    def _resolve_precision(self, precision: Precision) -> Precision:
+        from shardsieve.models.precision import resolve_precision
+
+        return resolve_precision(precision, self._device)
 
     def _key(self, stage: str) -> str | None:
         record = self._directory.record(stage)
@@ -293,13 +325,19 @@ class _Line:
         if config.tune.validation:
             folder = out / "validation"
             folder.mkdir(exist_ok=True)
-            index(
-                [Path(path) for path in config.tune.validation],
-                config.index,
-                out=folder,
-                progress=self._progress,
-                classes=samples.classes,
-            )
+            labels = config.tune.validation_labels or config.index.labels
+            try:
+                index(
+                    [Path(path) for path in config.tune.validation],
+                    config.index.model_copy(update={"labels": labels}),
+                    out=folder,
+                    progress=self._progress,
+                    classes=samples.classes,
+                )
+            except DataError as error:
+                raise DataError(
+                    f"validation shards: {error}. Their labels are set by tune.validation_labels"
+                ) from error
             validation = SampleIndex.open(folder)
         return tune(
             samples,
@@ -323,16 +361,13 @@ class _Line:
         from shardsieve.stages.write import write
 
         reasons = self._run.scores.column("reason").cast(pa.string())
-        before = self._directory.record("write")
         return write(
             self._run.index,
             self._kept(),
             pc.equal(reasons, Reason.HIGH_LOSS.word).to_numpy(),
             out=out,
             removed_out=self._config.write.removed,
-            removed_before={
-                shard["file"] for shard in (before.facts.get("removed", []) if before else [])
-            },
+            run=self._directory.path.resolve(),
             progress=self._progress,
         )
 

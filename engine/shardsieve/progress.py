@@ -57,7 +57,7 @@ class Lines:
             nonlocal fresh, last
             fresh += amount
             now = time.monotonic()
-            if now - last >= self._every_s and done + fresh < total:
+            if fresh and now - last >= self._every_s and done + fresh < total:
                 last = now
                 rate = fresh / (now - start)
                 left_s = (total - done - fresh) / rate

@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,22 @@ from shardsieve.data.table import write_json
 from shardsieve.errors import DataError, RunLocked
 
 _FOLDERS = {"write": "clean"}
+_STAGE_FOLDERS = ("index", "embed", "probe", "select", "tune", "report")
 _RECORD = "stage.json"
 _BEGUN = "begun.json"
+
+
+# Locks of this process. A forked child would keep them alive after a kill of its parent.
+_held: set[int] = set()
+
+
+def _release_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 class RunDir:
@@ -62,25 +76,66 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a+")
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written to: {error.strerror}") from error
-        with handle:
+        _held.add(descriptor)
+        try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                handle.seek(0)
+                owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "?"
                 raise RunLocked(
-                    f"{self.path}: process {handle.read().strip() or '?'} works here. "
+                    f"{self.path}: process {owner} works here. "
                     "Wait until it ends, or choose another folder"
                 ) from error
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             yield
+        finally:
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+    def refuse_foreign_folders(self, stages: Sequence[str], shards: Sequence[Path]) -> None:
+        """Makes sure that nothing is replaced which is not ours.
+
+        Raises:
+            DataError: A folder has the name of a stage's but no record of one, or holds input.
+        """
+        for stage in stages:
+            for folder, marks in (
+                (self.folder(stage), (_RECORD,)),
+                (self._part(stage), (_BEGUN, _RECORD)),
+            ):
+                if not folder.exists():
+                    continue
+                ours = any((folder / mark).is_file() for mark in marks)
+                if not ours and (not folder.is_dir() or any(folder.iterdir())):
+                    raise DataError(
+                        f"{folder} is there already and was not made by shardsieve; "
+                        "choose another run directory, it would be replaced"
+                    )
+                inside = [path for path in shards if path.is_relative_to(folder.resolve())]
+                if inside:
+                    raise DataError(
+                        f"{inside[0]} lies in {folder}, which this run would replace; "
+                        "choose another run directory"
+                    )
+
+    def owns(self, path: Path) -> bool:
+        """Whether a path is, or lies in, a folder that a stage replaces as a whole."""
+        folders = [path, *path.parents]
+        return any(
+            owned.resolve() in folders
+            for stage in (*_STAGE_FOLDERS, "write")
+            for owned in (self.folder(stage), self._part(stage))
+        )
 
     def begin(self, stage: str, identity: Mapping[str, Any]) -> Path:
-        """Returns the folder to work in, with what an interrupted call of this identity left."""
+        """Returns the folder to work in, with what an interrupted call of this identity left.
+
+        The identity may say more than the record's: what must not be mixed within one result.
+        """
         part = self._part(stage)
         begun = part / _BEGUN
         key = content_key(identity)

@@ -218,7 +218,7 @@ def test_foreign_removed_shards_are_not_mixed_in(shards, settings, tmp_path):
     folder = tmp_path / "removed"
     folder.mkdir()
     (folder / "removed-000000.tar").write_bytes(b"somebody else's")
-    with pytest.raises(DataError, match="did not write"):
+    with pytest.raises(DataError, match="holds removed shards of something else"):
         shardsieve.clean(shards.patterns, tmp_path / "RUN", settings(write__removed=str(folder)))
     assert (folder / "removed-000000.tar").read_bytes() == b"somebody else's"
 

@@ -19,7 +19,13 @@ from torch import nn
 from shardsieve.config import EmbedConfig, Precision
 from shardsieve.errors import BackboneError
 from shardsieve.models.precision import autocast
-from shardsieve.models.weights import PACKAGED, refuse_unknown, weights_file, weights_identity
+from shardsieve.models.weights import (
+    PACKAGED,
+    refuse_unknown,
+    weights_file,
+    weights_identity,
+    weights_source,
+)
 
 # What torch.load raises on files that are no checkpoint, by where the nonsense hits it.
 _UNPICKLING_ERRORS = (
@@ -168,11 +174,12 @@ def _build(config: EmbedConfig, num_classes: int) -> tuple[nn.Module, dict[str, 
     refuse_unknown(config.backbone)
     file = weights_file(config)
     if file is None:
-        network, weights = _from_hub(config), {"source": "hub", "name": config.backbone}
+        network, matched = _from_hub(config), "name"
     else:
         network = timm.create_model(config.backbone, pretrained=False)
         matched = _load_state(network, _read_weights(file), config.backbone, file)
-        weights = {**weights_identity(config), "matched_by": matched}
+    source = {"source": weights_source(config), "matched_by": matched}
+    weights = source | weights_identity(config)
     network.reset_classifier(num_classes)  # type: ignore[operator]
     if config.image_size is not None and network.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
         _resize_positions(network, config)

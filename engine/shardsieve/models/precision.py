@@ -42,7 +42,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     # Elsewhere bf16 is emulated and slower than fp32.
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 

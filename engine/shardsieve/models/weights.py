@@ -25,10 +25,10 @@ def weights_identity(config: EmbedConfig) -> dict[str, str]:
     """
     file = weights_file(config)
     if file is None:
-        return {"source": "hub", "name": config.backbone}
+        return {"hub": config.backbone}
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {"source": config.checkpoint or _default_source(config.backbone), "sha256": digest}
+    return {"sha256": digest}
 
 
 def refuse_unknown(name: str) -> None:
@@ -47,6 +47,11 @@ def refuse_unknown(name: str) -> None:
     raise BackboneError(f"timm knows no backbone named {name!r}. {hint}")
 
 
+def weights_source(config: EmbedConfig) -> str:
+    """Returns where the weights come from: `hub`, `package:NAME` or a path."""
+    return config.checkpoint or _default_source(config.backbone)
+
+
 def _default_source(name: str) -> str:
     return f"package:{PACKAGED[name]}" if name in PACKAGED else "hub"
 
@@ -57,7 +62,7 @@ def weights_file(config: EmbedConfig) -> Path | None:
     Raises:
         BackboneError: The file or package is not there.
     """
-    source = config.checkpoint or _default_source(config.backbone)
+    source = weights_source(config)
     if source == "hub":
         return None
     if source.startswith("package:"):
@@ -71,6 +76,8 @@ def weights_file(config: EmbedConfig) -> Path | None:
 
 
 def _packaged_file(package: str) -> Path:
+    if not package.isidentifier():
+        raise BackboneError(f"package:{package}: give the import name of a package with weights")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise BackboneError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from shardsieve.errors import DataError, ShardError
 from shardsieve.shards.files import ShardFiles
 from shardsieve.shards.images import decode
+
+_WRAPPED = "shardsieve.errors.ShardError: "
 
 Transform = Callable[[Image.Image], Any]
 Pixels = npt.NDArray[np.uint8]
 # (row, pixels as C H W, None) or (row, None, why it could not be decoded).
 Decoded = tuple[int, Pixels | None, str | None]
+Rows = npt.NDArray[np.int64]
 
 
 class ImageRows(Dataset[Decoded]):
@@ -66,16 +70,70 @@ class ImageRows(Dataset[Decoded]):
         if self._seed is None:
             return row, np.asarray(self._transform(image)), None
         state = np.random.SeedSequence([self._seed, row]).generate_state(2, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            before = random.getstate()
-            torch.manual_seed(int(state[0]))
-            random.seed(int(state[1]))
-            pixels = np.asarray(self._transform(image))
-            random.setstate(before)
-        return row, pixels, None
+        # The CPU's generator alone: torch.manual_seed would touch those of GPUs as well.
+        torch_before, python_before = torch.get_rng_state(), random.getstate()
+        torch.default_generator.manual_seed(int(state[0] >> 1))
+        random.seed(int(state[1]))
+        try:
+            return row, np.asarray(self._transform(image)), None
+        finally:
+            torch.set_rng_state(torch_before)
+            random.setstate(python_before)
 
 
-def collate(batch: list[Decoded]) -> tuple[torch.Tensor, npt.NDArray[np.int64], list[Decoded]]:
+class _Batches(Sampler[list[int]]):
+    """Batches of rows as torch wants them: lists, made when they are due."""
+
+    def __init__(self, batches: Sequence[Rows]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def stream(
+    images: ImageRows, batches: Sequence[Rows], *, workers: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, Rows, list[Decoded]]]:
+    """Decodes batch after batch in other processes, a few ahead of the one that is used.
+
+    Args:
+        images: The decoded images by row.
+        batches: Rows of each batch.
+        workers: Processes; 0 decodes in this one.
+        device: Where the pixels go next: for a GPU they are put in pinned memory.
+
+    Yields:
+        What `collate` returns for each batch, in order.
+
+    Raises:
+        ShardError: A shard vanished or changed.
+        DataError: A worker died.
+    """
+    loader = DataLoader(
+        images,
+        batch_sampler=_Batches(batches),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        yield from loader
+    except ShardError as error:
+        # torch wraps a worker's error in its traceback; the message is the last line.
+        raise ShardError(str(error).strip().splitlines()[-1].removeprefix(_WRAPPED)) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a process that decodes images died, most likely for want of memory "
+            f"(or of shared memory, in a container): {error}. Set fewer workers"
+        ) from error
+
+
+def collate(batch: list[Decoded]) -> tuple[torch.Tensor, Rows, list[Decoded]]:
     """Stacks what could be decoded.
 
     Returns:

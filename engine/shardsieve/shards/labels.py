@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -122,6 +123,11 @@ class TableLabels:
             )
 
 
+def names_table(spec: str) -> bool:
+    """Whether a `labels` setting is the path of a table."""
+    return not spec.startswith("json:") and spec.lower().endswith(TABLE_SUFFIXES)
+
+
 def label_source(spec: str) -> MemberLabels | JsonLabels | TableLabels:
     """Reads a setting such as `cls`, `json:label` or `labels.parquet`.
 
@@ -130,7 +136,7 @@ def label_source(spec: str) -> MemberLabels | JsonLabels | TableLabels:
     """
     if spec.startswith("json:"):
         return JsonLabels(spec.removeprefix("json:"))
-    if spec.lower().endswith(TABLE_SUFFIXES):
+    if names_table(spec):
         return TableLabels(Path(spec))
     return MemberLabels(spec.lower().removeprefix("."))
 
@@ -209,12 +215,30 @@ def resolve_labels(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """Turns labels as given into class numbers.
 
+    An integer is a class number, a name a class name; a name that is an integer and no class's
+    name, such as a quoted number in JSON, is a number, too.
+
     Returns:
         (N,) i32 in [0, K) or -1, and (N,) u8 `Reason`: KEPT, NO_LABEL or LABEL_OUTSIDE.
+
+    Raises:
+        LabelError: Labels are integers and class names are other integers, so that a label can be
+            read either way.
     """
     by_name = pc.fill_null(pc.index_in(given, value_set=pa.array(classes, pa.string())), -1)
     label_N = by_name.to_numpy().astype(np.int64)
     index_like = _looks_like_index(given, is_name).to_numpy()
+    numbered = [(name, i) for i, name in enumerate(classes) if re.match(_INTEGER, name)]
+    moved = [(name, i) for name, i in numbered if name != str(i)]
+    if moved and index_like.any():
+        name, position = moved[0]
+        raise LabelError(
+            f"class {position} is named {name!r}, so a label {name} could be the class of that "
+            "name or of that number. Name the classes otherwise, or number them in order"
+        )
+    if not numbered:
+        unnamed = pc.fill_null(pc.match_substring_regex(given, _INTEGER), False).to_numpy()
+        index_like |= unnamed & (label_N < 0)
     label_N[index_like] = _integers(given.filter(pa.array(index_like)))
     present = pc.is_valid(given).to_numpy()
     outside = present & ((label_N < 0) | (label_N >= len(classes)))
@@ -273,8 +297,8 @@ def _as_text(keys: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
 
 def _whole_numbers(labels: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     try:
-        if pa.types.is_temporal(labels.type):
-            raise pa.ArrowInvalid("a time is no class")
+        if pa.types.is_temporal(labels.type) or pa.types.is_boolean(labels.type):
+            raise pa.ArrowInvalid("neither a time nor true and false are class numbers")
         return labels.cast(pa.int64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise LabelError(f"{path}: the labels are {labels.type}, not names or integers") from error

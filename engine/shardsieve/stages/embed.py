@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 
 from shardsieve.config import EmbedConfig
 from shardsieve.data.features import shard_file, write_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
-from shardsieve.data.table import read_ipc
+from shardsieve.data.table import column, read_ipc
 from shardsieve.errors import DataError
 from shardsieve.models.backbone import Backbone, load_backbone
 from shardsieve.models.precision import resolve_precision
 from shardsieve.progress import Progress
-from shardsieve.shards.dataset import ImageRows, collate
+from shardsieve.shards.dataset import ImageRows, stream
 
 
 def embed(
@@ -57,28 +56,36 @@ def embed(
     precision = resolve_precision(config.precision, device)
     has_image_N = index.numbers("image_offset") >= 0
     has_image_N &= index.reason_N != Reason.TRUNCATED
-    todo = [s for s in range(len(index.shards)) if not shard_file(out, s).exists()]
-    finished = sum(ref.n_samples for s, ref in enumerate(index.shards) if s not in set(todo))
-    undecodable = done = 0
+    there = [shard_file(out, shard).exists() for shard in range(len(index.shards))]
+    todo = [shard for shard, finished in enumerate(there) if not finished]
+    finished = sum(ref.n_samples for ref, done in zip(index.shards, there, strict=True) if done)
+    n_images, done = int(has_image_N.sum()), 0
+    bad = sum(_count_bad(out, shard) for shard, finished in enumerate(there) if finished)
+    _refuse_mostly_bad(bad, n_images, max_bad_fraction, [])
+    plan = [_batches(index.rows_of(shard), has_image_N, config.batch_size) for shard in todo]
+    decoded = stream(
+        _images(index, backbone),
+        [batch for batches in plan for batch in batches],
+        workers=workers,
+        device=device,
+    )
     with progress.track("embed", len(index), "images", finished) as advance:
-        plan = [_batches(index.rows_of(s), has_image_N, config.batch_size) for s in todo]
-        stream = iter(_loader(index, backbone, plan, workers, device))
         for shard, batches in zip(todo, plan, strict=True):
             rows = index.rows_of(shard)
             store = _ShardFeatures(rows, backbone.dim)
             for _ in batches:
-                pixels, good_rows, bad = next(stream)
+                pixels, good_rows, refused = next(decoded)
                 if len(good_rows):
                     store.add(good_rows, backbone.features(pixels, device, precision))
-                for row, _, why in bad:
+                for row, _, why in refused:
                     store.refuse(row, Reason.UNDECODABLE, why)
-                advance(len(good_rows) + len(bad))
+                advance(len(good_rows) + len(refused))
+            n_decoded = sum(map(len, batches))
+            advance(rows.stop - rows.start - n_decoded)
+            done += n_decoded
+            bad += store.count(Reason.UNDECODABLE)
+            _refuse_mostly_bad(bad, n_images, max_bad_fraction, store.details)
             store.write(out, shard)
-            without_image = rows.stop - rows.start - sum(map(len, batches))
-            advance(without_image)
-            done += sum(map(len, batches))
-            undecodable += store.count(Reason.UNDECODABLE)
-            _refuse_mostly_bad(undecodable, done, int(has_image_N.sum()), max_bad_fraction, store)
     counts = _count(out, len(index.shards))
     return StageResult(
         counts=counts,
@@ -129,61 +136,42 @@ def _batches(
     return [with_image[i : i + batch_size] for i in range(0, len(with_image), batch_size)]
 
 
-class _Plan:
-    """The batches of all shards as torch wants them: lists of rows, made when they are due."""
-
-    def __init__(self, plan: Sequence[Sequence[npt.NDArray[np.int64]]]) -> None:
-        self._plan = plan
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch.tolist() for batches in self._plan for batch in batches)
-
-    def __len__(self) -> int:
-        return sum(len(batches) for batches in self._plan)
-
-
-def _loader(
-    index: SampleIndex,
-    backbone: Backbone,
-    plan: Sequence[Sequence[npt.NDArray[np.int64]]],
-    workers: int,
-    device: torch.device,
-) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.int64], list[tuple[int, None, str]]]]:
-    images = ImageRows(
+def _images(index: SampleIndex, backbone: Backbone) -> ImageRows:
+    return ImageRows(
         [ref.path for ref in index.shards],
         index.numbers("shard"),
         index.numbers("image_offset"),
         index.numbers("image_size"),
         backbone.preprocessing.evaluation(),
     )
-    return iter(
-        DataLoader(
-            images,
-            batch_sampler=_Plan(plan),
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=device.type == "cuda",
-        )
-    )
 
 
 def _refuse_mostly_bad(
-    bad: int, done: int, total: int, max_bad_fraction: float, store: _ShardFeatures
+    bad: int, n_images: int, max_bad_fraction: float, details: Sequence[str | None]
 ) -> None:
-    if bad <= max_bad_fraction * total:
+    if bad <= max_bad_fraction * n_images:
         return
-    examples = "; ".join([why for why in store.details if why][:3])
+    examples = "; ".join([why for why in details if why][:3])
     raise DataError(
-        f"{bad:,} of {done:,} images so far cannot be decoded, more than "
-        f"index.max_bad_fraction = {max_bad_fraction} of all {total:,}. For example: {examples}. "
-        "Look at the shards, or raise the limit"
+        f"{bad:,} images so far cannot be decoded, more than index.max_bad_fraction = "
+        f"{max_bad_fraction} of all {n_images:,}. "
+        + (f"For example: {examples}. " if examples else "")
+        + "Look at the shards, or raise the limit"
     )
+
+
+def _reasons(out: Path, shard: int) -> npt.NDArray[np.uint8]:
+    return column(read_ipc(shard_file(out, shard)), "reason")
+
+
+def _count_bad(out: Path, shard: int) -> int:
+    return int(np.count_nonzero(_reasons(out, shard) == Reason.UNDECODABLE))
 
 
 def _count(out: Path, n_shards: int) -> dict[str, int]:
     embedded = total = 0
     for shard in range(n_shards):
-        reasons = read_ipc(shard_file(out, shard)).column("reason").to_numpy()
+        reasons = _reasons(out, shard)
         total += len(reasons)
         embedded += int(np.count_nonzero(reasons == Reason.KEPT))
     return {"samples": total, "embedded": embedded}

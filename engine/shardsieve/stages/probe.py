@@ -53,7 +53,7 @@ def probe(
         progress: Where to report.
 
     Raises:
-        DataError: No sample is readable, or fewer than folds.
+        DataError: No sample is readable, or fewer than folds; or training diverged.
     """
     usable_N = index.readable_N & (features.reason_N == Reason.KEPT)
     rows = np.flatnonzero(usable_N)
@@ -75,6 +75,11 @@ def probe(
             seed=seed,
             device=device,
             advance=advance,
+        )
+    if not (np.isfinite(curve).all() and torch.isfinite(heads.weight_HDK).all()):
+        raise DataError(
+            f"the probe's training diverged (loss per epoch: {curve[:3]} ...); "
+            f"lower probe.lr ({config.lr})"
         )
     losses = _score(features, rows, label_N, fold_N, heads, device, backend)
     losses.write(out / "losses.arrow")

@@ -132,7 +132,7 @@ def _about(index: SampleIndex, records: dict[str, StageRecord], config: Config) 
         "size_bytes": sum(ref.size_bytes for ref in index.shards),
         "classes": index.n_classes,
         "backbone": f"{facts['backbone']}, images of {side} x {side} pixels, {facts['precision']}",
-        "weights": f"{weights['source']}, sha256 {weights['sha256']}",
+        "weights": ", ".join(f"{name} {value}" for name, value in weights.items()),
         "recipe": f"{chosen.recipe}: linear probe with {loss}, {probe.epochs} epochs{scored}; "
         f"two-component mixture of {seen} losses per class ({chosen.gmm})",
         "tau": f"{chosen.tau:g}",

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader
 
 from shardsieve.config import EmbedConfig, Precision, SelectConfig, TuneConfig
 from shardsieve.data.index import SampleIndex
@@ -30,7 +29,7 @@ from shardsieve.models.backbone import Preprocessing, load_classifier
 from shardsieve.models.precision import autocast, resolve_precision
 from shardsieve.progress import Progress
 from shardsieve.selection.turn import balanced_draw, mixture_losses, select_turn
-from shardsieve.shards.dataset import ImageRows, Transform, collate
+from shardsieve.shards.dataset import Decoded, ImageRows, Transform, stream
 from shardsieve_kernels import Backend
 from shardsieve_kernels.softmax_stats import softmax_stats
 
@@ -61,16 +60,10 @@ class _Tuning:
             seed,
         )
 
-    def stream(self, images: ImageRows, batches: list[npt.NDArray[np.int64]]) -> Iterator[Any]:
-        return iter(
-            DataLoader(
-                images,
-                batch_sampler=[batch.tolist() for batch in batches],
-                num_workers=self.workers,
-                collate_fn=collate,
-                pin_memory=self.device.type == "cuda",
-            )
-        )
+    def stream(
+        self, images: ImageRows, batches: list[npt.NDArray[np.int64]]
+    ) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.int64], list[Decoded]]]:
+        return stream(images, batches, workers=self.workers, device=self.device)
 
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:
         images = self.preprocessing.normalise(pixels, self.device)
@@ -124,6 +117,8 @@ def tune(
         DataError: No sample is clean.
         BackboneError: The network has no linear classifier.
     """
+    if validation is not None and not validation.readable_N.any():
+        raise DataError("the validation shards hold no sample with an image and a label")
     if not kept_N.any():
         raise DataError("no sample is clean, so there is nothing to fine-tune on; lower select.tau")
     weights = load_file(head)
@@ -156,8 +151,9 @@ def tune(
             if not kept_N.any():
                 raise DataError(f"epoch {epoch + 1}: reselection left no clean sample")
         rows, per_class, absent = _draw(tuning, kept_N, epoch)
-        if absent and not epoch:
-            notes.append(f"no clean sample of: {', '.join(index.classes[c] for c in absent)}")
+        if absent:
+            names = ", ".join(index.classes[label] for label in absent)
+            notes.append(f"epoch {epoch + 1}: no clean sample of: {names}")
         loss = _train_epoch(tuning, rows, epoch, optimiser, scaler)
         images += len(rows)
         row = {
@@ -176,6 +172,11 @@ def tune(
             best, saved_epoch = score, epoch + 1
             _save(out / "model.safetensors", tuning, embed_config, saved_epoch)
         progress.note("tune: " + ", ".join(f"{name} {value:.5g}" for name, value in row.items()))
+    if validation is not None and len(validation) > validation.readable_N.sum():
+        unusable = len(validation) - int(validation.readable_N.sum())
+        notes.append(
+            f"{unusable:,} of {len(validation):,} validation samples have no image or label"
+        )
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     last = metrics[-1]
     return StageResult(
@@ -311,8 +312,6 @@ def _reselect(
 
 def _accuracy(tuning: _Tuning, validation: SampleIndex) -> float:
     rows = np.flatnonzero(validation.readable_N)
-    if not len(rows):
-        raise DataError("the validation shards hold no readable sample")
     right = seen = 0
 
     def use(rows: npt.NDArray[np.int64], logits_BK: npt.NDArray[np.float32]) -> None:
@@ -321,6 +320,8 @@ def _accuracy(tuning: _Tuning, validation: SampleIndex) -> float:
         seen += len(rows)
 
     _evaluate(tuning, validation, rows, "validate", use)
+    if not seen:
+        raise DataError("no validation image can be decoded; look at the validation shards")
     return right / seen
 
 

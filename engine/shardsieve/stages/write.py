@@ -11,10 +11,14 @@ import numpy.typing as npt
 
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.record import StageResult
+from shardsieve.data.table import write_text
 from shardsieve.errors import DataError, ShardError
 from shardsieve.progress import Advance, Progress
 from shardsieve.shards.copy import CopiedShard, coalesce, copy_ranges
 from shardsieve.shards.samples import stat_shard
+
+# In a folder of removed shards: the run they came from.
+_MARKER = "removed-from.txt"
 
 
 def write(
@@ -24,7 +28,7 @@ def write(
     *,
     out: Path,
     removed_out: Path | None,
-    removed_before: set[str],
+    run: Path,
     progress: Progress,
 ) -> StageResult:
     """Copies the kept samples, and on request the removed ones, into new shards.
@@ -38,7 +42,7 @@ def write(
         removed_N: (N,) samples for `removed-*.tar`.
         out: Folder of the clean shards.
         removed_out: Folder of the removed ones, None for none.
-        removed_before: Files there that an earlier run of this stage wrote: they are replaced.
+        run: The run directory, by which `removed_out` is known as ours when it is written again.
         progress: Where to report.
 
     Returns:
@@ -46,10 +50,10 @@ def write(
 
     Raises:
         ShardError: An input shard is gone or changed since it was indexed.
-        DataError: `removed_out` holds removed shards of something else.
+        DataError: `removed_out` cannot be used, or holds removed shards of something else.
     """
     if removed_out is not None:
-        _clear(removed_out, removed_before)
+        _claim(removed_out, run)
     _refuse_changed(index)
     sets = [("clean", out, kept_N)]
     if removed_out is not None:
@@ -63,6 +67,7 @@ def write(
             counts[f"{name}_shards"] = len(copied)
             counts[f"{name}_bytes"] = sum(shard.size_bytes for shard in copied)
             facts[name] = [dataclasses.asdict(shard) for shard in copied]
+            _remove_surplus(folder, name, len(copied))
     notes = [] if counts["clean_samples"] else ["no sample is clean: no shard was written"]
     return StageResult(counts=counts, facts=facts, notes=notes)
 
@@ -96,13 +101,25 @@ def _refuse_changed(index: SampleIndex) -> None:
             raise ShardError(f"{ref.path} changed since it was indexed; run `clean` again")
 
 
-def _clear(folder: Path, ours: set[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(path.name for path in folder.glob("removed-*.tar") if path.name not in ours)
-    if foreign:
-        raise DataError(
-            f"{folder} already holds {foreign[0]}, which this run did not write; "
-            "choose an empty folder for the removed samples"
-        )
-    for name in ours:
-        (folder / name).unlink(missing_ok=True)
+def _claim(folder: Path, run: Path) -> None:
+    """Marks a folder as this run's before its first shard: a kill must not make it foreign."""
+    marker = folder / _MARKER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = marker.read_text(encoding="utf-8").strip() if marker.is_file() else None
+        if owner != str(run) and any(folder.glob("removed-*.tar")):
+            raise DataError(
+                f"{folder} holds removed shards of {owner or 'something else'}; "
+                "choose an empty folder for the removed samples"
+            )
+        write_text(marker, f"{run}\n")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written to: {error.strerror}") from error
+
+
+def _remove_surplus(folder: Path, name: str, n_shards: int) -> None:
+    """Deletes shards of an earlier, larger set; the others have been replaced one by one."""
+    for path in folder.glob(f"{name}-*.tar"):
+        number = path.stem.removeprefix(f"{name}-")
+        if number.isdigit() and int(number) >= n_shards:
+            path.unlink()
