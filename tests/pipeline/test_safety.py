@@ -99,7 +99,7 @@ def test_too_many_bad_images_stop_the_second_run_as_well(settings, tmp_path):
             add_member(tar, f"bad{number}.jpg", b"no image")
             add_member(tar, f"bad{number}.cls", b"0")
     for _ in range(2):
-        with pytest.raises(DataError, match="more than index.max_bad_fraction"):
+        with pytest.raises(DataError, match=r"more than index.max_bad_fraction"):
             shardsieve.clean([*tiny.patterns, str(path)], tmp_path / "RUN", settings())
 
 

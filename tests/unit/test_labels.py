@@ -439,9 +439,17 @@ def test_integers_are_positions_and_names_are_names():
 def test_a_name_that_looks_like_a_number():
     classes = ("5", "3", "4")
     assert resolved("3", names=True, classes=classes) == ([1], [Reason.KEPT])
-    assert resolved("3", names=False, classes=classes) == ([-1], [Reason.LABEL_OUTSIDE])
-    assert resolved("3", "0", names=[True, False], classes=classes)[0] == [1, 0]
     assert resolved("03", names=True, classes=classes)[1] == [Reason.LABEL_OUTSIDE]
+    # As a number it could mean the class of that name or of that position.
+    with pytest.raises(LabelError, match="class 0 is named '5'"):
+        resolved("3", "0", names=[True, False], classes=classes)
+    # Names that are their own position can only be read one way.
+    assert resolved("1", "1", names=[True, False], classes=("0", "1"))[0] == [1, 1]
+
+
+def test_a_quoted_number_that_names_no_class_is_a_number():
+    assert resolved("1", names=True, classes=("cat", "dog")) == ([1], [Reason.KEPT])
+    assert resolved("7", names=True, classes=("cat", "dog")) == ([-1], [Reason.LABEL_OUTSIDE])
 
 
 @pytest.mark.parametrize(
@@ -469,8 +477,9 @@ def test_what_is_no_integer_is_a_name(text):
     assert resolved(text, classes=("a", "b", "c"))[1] == [Reason.LABEL_OUTSIDE]
 
 
+@pytest.mark.parametrize("classes", [("cat", "dog", "bird", "nil"), ("0", "1", "cat", "3", "dog")])
 @given(
-    st.lists(
+    values=st.lists(
         st.none()
         | st.integers(-5, 12).map(str)
         | st.sampled_from(["cat", "dog", "12", "nobody", "0"])
@@ -478,17 +487,18 @@ def test_what_is_no_integer_is_a_name(text):
         min_size=1,
         max_size=30,
     ),
-    st.data(),
+    data=st.data(),
 )
-def test_resolve_against_plain_python(values, data):
-    classes = ("cat", "12", "dog", "0", "7")
+def test_resolve_against_plain_python(classes, values, data):
+    numbered = any(name.isdigit() for name in classes)
     names = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
     expected = []
     for text, is_name in zip(values, names, strict=True):
         if text is None:
             expected.append((-1, Reason.NO_LABEL))
             continue
-        if not is_name and text.lstrip("-").isdigit():
+        number = text.lstrip("-").isdigit()
+        if number and (not is_name or not numbered):
             label = int(text)
         else:
             label = classes.index(text) if text in classes else -1
