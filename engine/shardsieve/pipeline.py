@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardsieve.config import Config, Precision, load_config
+from shardsieve.calls import Calls
+from shardsieve.config import Config, load_config
 from shardsieve.data.index import SampleIndex
-from shardsieve.data.losses import LossTable
 from shardsieve.data.manifest import build_manifest
 from shardsieve.data.reason import Reason
-from shardsieve.data.record import StageRecord, StageResult, changed_settings, content_key
+from shardsieve.data.record import StageRecord, changed_settings, content_key
 from shardsieve.data.table import write_text
-from shardsieve.errors import ConfigError, DataError, ShardsieveError, StaleArtefact
+from shardsieve.errors import ConfigError, ShardsieveError, StaleArtefact
 from shardsieve.identity import BY_NAME, STAGES, Identities, Stage, absolute_paths
 from shardsieve.models.weights import refuse_unknown
 from shardsieve.progress import Progress, Silent
 from shardsieve.run import Run
 from shardsieve.rundir import RunDir
 from shardsieve.shards.locate import locate_shards
-from shardsieve.stages.index import index
-from shardsieve_kernels import resolve_backend
-
-if TYPE_CHECKING:
-    import torch
 
 _LISTED_UNREADABLE = 10_000
 
@@ -116,34 +108,10 @@ class _Line:
         self._directory = directory
         self._config = config
         self._shards = shards
-        self._backend = resolve_backend(config.backend)
         self._progress = progress
         self._run = Run(directory.path)
         self._identities = Identities(config, shards, self._key)
-        self._perform: Mapping[str, Callable[[Path], StageResult]] = {
-            "index": self._index,
-            "embed": self._embed,
-            "probe": self._probe,
-            "select": self._select,
-            "tune": self._tune,
-            "write": self._write,
-            "report": self._report,
-        }
-
-    @cached_property
-    def _device(self) -> torch.device:
-        # torch takes seconds to load, and a stage that is up to date does not need it.
-        from shardsieve.models.precision import resolve_device
-
-        return resolve_device(self._config.device)
-
-    @property
-    def _workers(self) -> int:
-        if self._config.workers is not None:
-            return self._config.workers
-        # Not every system can say which cores this process may use.
-        allowed = getattr(os, "sched_getaffinity", None)
-        return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
+        self._calls = Calls(directory, config, shards, progress, self._current_records)
 
     def refuse_what_cannot_work(self, names: Sequence[str]) -> None:
         """Raises what a stage would raise later, perhaps after hours."""
@@ -156,11 +124,11 @@ class _Line:
                 "choose one outside the folders of the stages"
             )
         if config.device not in ("auto", "cpu"):
-            self._device  # noqa: B018
+            self._calls.device  # noqa: B018
         if {"embed", "tune"} & set(names):
             for precision in (config.embed.precision, config.tune.precision):
                 if precision == "fp16":
-                    self._resolve_precision(precision)
+                    self._calls.resolve_precision(precision)
             embedded = self._directory.record("embed")
             name = config.embed.backbone
             if embedded is None or embedded.identity["settings"]["backbone"] != name:
@@ -185,14 +153,14 @@ class _Line:
             self._progress.note(f"{stage.name}: runs again, changed: {changes}")
         start = time.monotonic()
         part = self._directory.begin(stage.name, identity | self._not_to_be_mixed(stage))
-        result = self._perform[stage.name](part)
+        result = self._calls.perform(stage.name, part)
         record = StageRecord(
             stage=stage.name,
             key=content_key(identity),
             identity=identity,
             seconds=round(time.monotonic() - start, 3),
-            device=str(self._device) if stage.name in ("embed", "probe", "tune") else "cpu",
-            backend=self._backend,
+            device=str(self._calls.device) if stage.name in ("embed", "probe", "tune") else "cpu",
+            backend=self._calls.backend,
             **result.model_dump(),
         )
         self._directory.commit(record)
@@ -259,134 +227,11 @@ class _Line:
         """What an interrupted embed must be gone on with: one store, one arithmetic."""
         if stage.name != "embed":
             return {}
-        return {"made_with": f"{self._device.type} {self._resolve_precision('auto')}"}
-
-    def _resolve_precision(self, precision: Precision) -> Precision:
-        from shardsieve.models.precision import resolve_precision
-
-        return resolve_precision(precision, self._device)
+        return {"made_with": f"{self._calls.device.type} {self._calls.resolve_precision('auto')}"}
 
     def _key(self, stage: str) -> str | None:
         record = self._directory.record(stage)
         return record.key if record is not None else None
-
-    # How each stage is called; what it needs is loaded when it is due.
-
-    def _index(self, out: Path) -> StageResult:
-        return index(self._shards, self._config.index, out=out, progress=self._progress)
-
-    def _embed(self, out: Path) -> StageResult:
-        from shardsieve.stages.embed import embed
-
-        return embed(
-            self._run.index,
-            self._config.embed,
-            out=out,
-            device=self._device,
-            workers=self._workers,
-            max_bad_fraction=self._config.index.max_bad_fraction,
-            progress=self._progress,
-        )
-
-    def _probe(self, out: Path) -> StageResult:
-        from shardsieve.stages.probe import probe
-
-        return probe(
-            self._run.index,
-            self._run.features,
-            self._config.probe,
-            out=out,
-            seed=self._config.seed,
-            device=self._device,
-            backend=self._backend,
-            progress=self._progress,
-        )
-
-    def _select(self, out: Path) -> StageResult:
-        from shardsieve.stages.select import select
-
-        return select(
-            self._run.index,
-            self._run.features,
-            LossTable.open(self._directory.folder("probe") / "losses.arrow"),
-            self._config.select,
-            q=self._config.probe.q,
-            out=out,
-            backend=self._backend,
-        )
-
-    def _tune(self, out: Path) -> StageResult:
-        from shardsieve.stages.tune import tune
-
-        config = self._config
-        samples = self._run.index
-        kept_N = self._kept()
-        validation = None
-        if config.tune.validation:
-            folder = out / "validation"
-            folder.mkdir(exist_ok=True)
-            labels = config.tune.validation_labels or config.index.labels
-            try:
-                index(
-                    [Path(path) for path in config.tune.validation],
-                    config.index.model_copy(update={"labels": labels}),
-                    out=folder,
-                    progress=self._progress,
-                    classes=samples.classes,
-                )
-            except DataError as error:
-                raise DataError(
-                    f"validation shards: {error}. Their labels are set by tune.validation_labels"
-                ) from error
-            validation = SampleIndex.open(folder)
-        return tune(
-            samples,
-            samples.readable_N & (self._run.features.reason_N == Reason.KEPT),
-            kept_N,
-            self._directory.folder("probe") / "head.safetensors",
-            config.tune,
-            embed_config=config.embed,
-            select_config=config.select,
-            q=config.probe.q,
-            validation=validation,
-            out=out,
-            seed=config.seed,
-            device=self._device,
-            workers=self._workers,
-            backend=self._backend,
-            progress=self._progress,
-        )
-
-    def _write(self, out: Path) -> StageResult:
-        from shardsieve.stages.write import write
-
-        reasons = self._run.scores.column("reason").cast(pa.string())
-        return write(
-            self._run.index,
-            self._kept(),
-            pc.equal(reasons, Reason.HIGH_LOSS.word).to_numpy(),
-            out=out,
-            removed_out=self._config.write.removed,
-            run=self._directory.path.resolve(),
-            progress=self._progress,
-        )
-
-    def _report(self, out: Path) -> StageResult:
-        from shardsieve.stages.report import report
-
-        return report(
-            self._run.index,
-            self._run.scores,
-            self._run.classes,
-            self._current_records(),
-            self._config,
-            clean=self._directory.folder("write"),
-            out=out,
-        )
-
-    def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        kept: np.ndarray[Any, np.dtype[np.bool_]] = self._run.scores.column("kept").to_numpy()
-        return kept
 
 
 def _indexed_shards(out: Path) -> list[Path]:

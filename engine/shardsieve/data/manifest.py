@@ -82,7 +82,7 @@ def build_manifest(
     outputs = dict(written.facts) if written else {}
     return Manifest(
         tool=version("shardsieve"),
-        libraries=_versions(),
+        libraries=library_versions(),
         machine=describe_machine(),
         config=config,
         inputs=[ref.to_json() for ref in index.shards],
@@ -111,7 +111,8 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Returns the versions of what computed the numbers, as far as it is installed."""
     found = {}
     for name in _LIBRARIES:
         try:

@@ -5,7 +5,7 @@ Shapes: N samples.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from shardsieve.config import Config
 from shardsieve.data.index import SampleIndex
-from shardsieve.data.manifest import describe_machine
+from shardsieve.data.manifest import describe_machine, library_versions
 from shardsieve.data.record import StageRecord, StageResult
 from shardsieve.data.table import write_text
 from shardsieve.page.histograms import RANGE_PERCENTILE, loss_histograms
@@ -29,7 +29,6 @@ from shardsieve.selection.turn import mixture_losses
 _LISTED_CLASSES = 50
 _LISTED_PAIRS = 15
 _LISTED_SHARDS = 100
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "numba", "pillow", "matplotlib")
 _JUDGED_BY = {
     "class": "its own mixture",
     "pooled": "the mixture of all classes",
@@ -106,7 +105,7 @@ def report(
             "tuning": _tuning(records.get("tune")),
             "stages": _stages(records),
             "unreadable": list_unreadable(scores, index),
-            "versions": _versions(),
+            "versions": library_versions(),
             "settings": _settings(config),
             "listed_shards": _LISTED_SHARDS,
         }
@@ -260,16 +259,6 @@ def _stages(records: dict[str, StageRecord]) -> dict[str, Any]:
     ]
     total = sum(record.seconds for record in records.values())
     return {"rows": rows, "slowest": slowest.stage, "total": total}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _settings(config: Config) -> str:

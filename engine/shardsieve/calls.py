@@ -1,0 +1,223 @@
+"""How each stage is called: which tables, settings and devices it gets.
+
+What a stage needs is loaded when it is due: torch and timm take seconds, and a stage that is up to
+date does not need them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardsieve.config import Config, Precision
+from shardsieve.data.index import SampleIndex
+from shardsieve.data.losses import LossTable
+from shardsieve.data.reason import Reason
+from shardsieve.data.record import StageRecord, StageResult
+from shardsieve.errors import DataError
+from shardsieve.progress import Progress
+from shardsieve.run import Run
+from shardsieve.rundir import RunDir
+from shardsieve.stages.index import index
+from shardsieve_kernels import resolve_backend
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Calls:
+    """The stages over one run directory, with the settings of one call."""
+
+    def __init__(
+        self,
+        directory: RunDir,
+        config: Config,
+        shards: list[Path],
+        progress: Progress,
+        current_records: Callable[[], dict[str, StageRecord]],
+    ) -> None:
+        """Takes what all stages share.
+
+        Args:
+            directory: Where results lie.
+            config: All settings, with absolute paths.
+            shards: The input shards.
+            progress: Where stages report to.
+            current_records: Gives the records of the stages that are up to date, for the report.
+
+        Raises:
+            BackendUnavailable: The kernels that were asked for cannot run here.
+        """
+        self._directory = directory
+        self._config = config
+        self._shards = shards
+        self._progress = progress
+        self._current_records = current_records
+        self._run = Run(directory.path)
+        self.backend = resolve_backend(config.backend)
+
+    def perform(self, stage: str, out: Path) -> StageResult:
+        """Runs a stage into a folder."""
+        calls: Mapping[str, Callable[[Path], StageResult]] = {
+            "index": self._index,
+            "embed": self._embed,
+            "probe": self._probe,
+            "select": self._select,
+            "tune": self._tune,
+            "write": self._write,
+            "report": self._report,
+        }
+        return calls[stage](out)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where networks run; looked for when it is needed.
+
+        Raises:
+            DeviceUnavailable: It was named and cannot be used.
+        """
+        # torch takes seconds to load, and a stage that is up to date does not need it.
+        from shardsieve.models.precision import resolve_device
+
+        return resolve_device(self._config.device)
+
+    @property
+    def _workers(self) -> int:
+        if self._config.workers is not None:
+            return self._config.workers
+        # Not every system can say which cores this process may use.
+        allowed = getattr(os, "sched_getaffinity", None)
+        return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+    def resolve_precision(self, precision: Precision) -> Precision:
+        """Chooses the number format for the device.
+
+        Raises:
+            DeviceUnavailable: The device cannot compute in it.
+        """
+        from shardsieve.models.precision import resolve_precision
+
+        return resolve_precision(precision, self.device)
+
+    def _index(self, out: Path) -> StageResult:
+        return index(self._shards, self._config.index, out=out, progress=self._progress)
+
+    def _embed(self, out: Path) -> StageResult:
+        from shardsieve.stages.embed import embed
+
+        return embed(
+            self._run.index,
+            self._config.embed,
+            out=out,
+            device=self.device,
+            workers=self._workers,
+            max_bad_fraction=self._config.index.max_bad_fraction,
+            progress=self._progress,
+        )
+
+    def _probe(self, out: Path) -> StageResult:
+        from shardsieve.stages.probe import probe
+
+        return probe(
+            self._run.index,
+            self._run.features,
+            self._config.probe,
+            out=out,
+            seed=self._config.seed,
+            device=self.device,
+            backend=self.backend,
+            progress=self._progress,
+        )
+
+    def _select(self, out: Path) -> StageResult:
+        from shardsieve.stages.select import select
+
+        return select(
+            self._run.index,
+            self._run.features,
+            LossTable.open(self._directory.folder("probe") / "losses.arrow"),
+            self._config.select,
+            q=self._config.probe.q,
+            out=out,
+            backend=self.backend,
+        )
+
+    def _tune(self, out: Path) -> StageResult:
+        from shardsieve.stages.tune import tune
+
+        config = self._config
+        samples = self._run.index
+        kept_N = self._kept()
+        validation = None
+        if config.tune.validation:
+            folder = out / "validation"
+            folder.mkdir(exist_ok=True)
+            labels = config.tune.validation_labels or config.index.labels
+            try:
+                index(
+                    [Path(path) for path in config.tune.validation],
+                    config.index.model_copy(update={"labels": labels}),
+                    out=folder,
+                    progress=self._progress,
+                    classes=samples.classes,
+                )
+            except DataError as error:
+                raise DataError(
+                    f"validation shards: {error}. Their labels are set by tune.validation_labels"
+                ) from error
+            validation = SampleIndex.open(folder)
+        return tune(
+            samples,
+            samples.readable_N & (self._run.features.reason_N == Reason.KEPT),
+            kept_N,
+            self._directory.folder("probe") / "head.safetensors",
+            config.tune,
+            embed_config=config.embed,
+            select_config=config.select,
+            q=config.probe.q,
+            validation=validation,
+            out=out,
+            seed=config.seed,
+            device=self.device,
+            workers=self._workers,
+            backend=self.backend,
+            progress=self._progress,
+        )
+
+    def _write(self, out: Path) -> StageResult:
+        from shardsieve.stages.write import write
+
+        reasons = self._run.scores.column("reason").cast(pa.string())
+        return write(
+            self._run.index,
+            self._kept(),
+            pc.equal(reasons, Reason.HIGH_LOSS.word).to_numpy(),
+            out=out,
+            removed_out=self._config.write.removed,
+            run=self._directory.path.resolve(),
+            progress=self._progress,
+        )
+
+    def _report(self, out: Path) -> StageResult:
+        from shardsieve.stages.report import report
+
+        return report(
+            self._run.index,
+            self._run.scores,
+            self._run.classes,
+            self._current_records(),
+            self._config,
+            clean=self._directory.folder("write"),
+            out=out,
+        )
+
+    def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        kept: np.ndarray[Any, np.dtype[np.bool_]] = self._run.scores.column("kept").to_numpy()
+        return kept
