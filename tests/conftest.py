@@ -14,7 +14,9 @@ from tiny import TinyShards, write_shards
 # thread only waits, and where tests share a machine it waits at full speed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("shared machine")
 
 

@@ -222,3 +222,13 @@ def test_image_that_vanishes_between_stages(settings, tmp_path):
     tiny.paths[1].unlink()
     with pytest.raises(ShardError, match=r"train-0001.tar.*Bring it back"):
         run_stages(["embed"], tmp_path / "RUN", settings())
+
+
+def test_a_handful_of_samples_is_kept_whole_and_says_why(settings, tmp_path):
+    shard = one_shard(tmp_path / "a.tar", good(6))
+    run = shardsieve.clean(shard, tmp_path / "RUN", settings())
+    assert run.manifest.counts.kept == 6
+    assert any("kept whole" in note for note in run.manifest.notes)
+    # Strict JSON: no NaN where nothing was fitted.
+    json.loads((run.path / "manifest.json").read_text(), parse_constant=pytest.fail)
+    assert shardsieve.clean(shard, tmp_path / "RUN", settings()).manifest.counts.kept == 6

@@ -10,7 +10,8 @@ import time
 import pytest
 from tiny import write_shards
 
-pytestmark = pytest.mark.slow
+# Four processes that load torch and timm, one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from shardsieve.selection.turn import (
     select_turn,
 )
 from shardsieve_kernels import Backend
+from shardsieve_kernels.class_gmm import ClassStatus
 
 TAUS = tuple(round(0.4 + 0.02 * step, 2) for step in range(16))
 
@@ -110,6 +111,18 @@ def _classes_table(
     return pa.table(columns)
 
 
+def _pooled(selection: Selection) -> dict[str, list[float]] | None:
+    """What classes without a mixture of their own were judged by; None when it could not be."""
+    pooled = selection.pooled
+    if pooled.status_K[0] != ClassStatus.FITTED:
+        return None
+    return {
+        "weights": pooled.weights_K2[0].tolist(),
+        "means": pooled.means_K2[0].tolist(),
+        "variances": pooled.variances_K2[0].tolist(),
+    }
+
+
 def _fallbacks(classes: Sequence[str], selection: Selection) -> list[str]:
     """One sentence for all classes that fell back for the same reason, each of them named."""
     verdict = {BY_POOLED: "judged by the mixture of all classes", KEEP_ALL: "kept whole"}
@@ -150,6 +163,7 @@ def _summary(
         facts={
             "by_reason": by_reason,
             "kept_fraction_by_tau": {f"{tau:.2f}": float(np.mean(judged > tau)) for tau in TAUS},
+            "pooled_mixture": _pooled(selection),
             "within_1e-4_of_tau": int(np.count_nonzero(np.abs(judged - config.tau) < 1e-4)),
             "rules": {
                 name: int(np.count_nonzero(selection.rule_K == rule))
