@@ -123,12 +123,17 @@ class _Line:
                 f"write.removed = {removed}: not a folder of its own; "
                 "choose one outside the folders of the stages"
             )
+        if removed is not None and any(path.is_relative_to(removed) for path in self._shards):
+            raise ConfigError(
+                f"write.removed = {removed}: holds the input shards, which would be replaced; "
+                "choose another folder"
+            )
         if config.device not in ("auto", "cpu"):
             self._calls.device  # noqa: B018
+        for name, section in (("embed", config.embed), ("tune", config.tune)):
+            if name in names and section.precision == "fp16":
+                self._calls.resolve_precision("fp16")
         if {"embed", "tune"} & set(names):
-            for precision in (config.embed.precision, config.tune.precision):
-                if precision == "fp16":
-                    self._calls.resolve_precision(precision)
             embedded = self._directory.record("embed")
             name = config.embed.backbone
             if embedded is None or embedded.identity["settings"]["backbone"] != name:

@@ -12,7 +12,14 @@ import pytest
 from tiny import add_member, write_shards
 
 import shardsieve
-from shardsieve.errors import ConfigError, DataError, LabelError, RunLocked, StaleArtefact
+from shardsieve.errors import (
+    ConfigError,
+    DataError,
+    DeviceUnavailable,
+    LabelError,
+    RunLocked,
+    StaleArtefact,
+)
 from shardsieve.pipeline import run_stages
 from shardsieve.rundir import RunDir
 
@@ -54,6 +61,27 @@ def test_removed_shards_do_not_go_where_they_would_vanish(tiny, settings, tmp_pa
     with pytest.raises(ConfigError, match="outside the folders of the stages"):
         shardsieve.clean(tiny.patterns, tmp_path / "RUN", settings(write__removed=str(folder)))
     assert not (tmp_path / "RUN").exists()
+
+
+def test_removed_shards_do_not_replace_the_input(tiny, settings, tmp_path):
+    folder = tmp_path / "removed"
+    config = settings(write__removed=str(folder))
+    shardsieve.clean(tiny.patterns, tmp_path / "RUN", config)
+    before = {path: path.read_bytes() for path in folder.glob("*.tar")}
+    assert before
+    # The removed set is cleaned once more, by the very run that owns its folder.
+    with pytest.raises(ConfigError, match="holds the input shards"):
+        shardsieve.clean(str(folder), tmp_path / "RUN", config)
+    assert {path: path.read_bytes() for path in folder.glob("*.tar")} == before
+
+
+def test_precision_that_cannot_work_is_refused_where_it_is_used(tiny, settings, tmp_path):
+    config = settings(tune__precision="fp16", device="cpu")
+    with pytest.raises(DeviceUnavailable, match="fp16 needs a GPU"):
+        shardsieve.clean(tiny.patterns, tmp_path / "RUN", config, tune=True)
+    assert not (tmp_path / "RUN").exists()
+    # Nothing is tuned, so the setting is in nobody's way.
+    assert shardsieve.clean(tiny.patterns, tmp_path / "RUN", config).clean_shards
 
 
 def test_removed_shards_inside_the_run_directory_are_fine(tiny, settings, tmp_path):
