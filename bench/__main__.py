@@ -11,6 +11,7 @@ import typer
 from bench import data as datasets
 from bench.demo import describe, run_line
 from bench.record import update_readme, write_record
+from bench.registry import RUNS, load
 from shardsieve.errors import ShardsieveError
 from shardsieve.progress import console_progress
 
@@ -40,6 +41,32 @@ def demo(
     if record is not None:
         typer.echo(f"record: {write_record(record, {**result, 'data': name})}", err=True)
     typer.echo(json.dumps(result, indent=2) if as_json else describe(result, run))
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="Which measurement; `list` shows them.")],
+    quick: Annotated[bool, typer.Option(help="Small inputs, to see that it works.")] = False,
+    record: Annotated[bool, typer.Option(help="Write bench/records/<date>-NAME.")] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Check, then measure, one part of shardsieve beside what people use instead."""
+    if name not in RUNS:
+        raise typer.BadParameter(f"there are: {', '.join(RUNS)}", param_hint="NAME")
+    if quick and record:
+        raise typer.BadParameter("figures of small inputs mean nothing and are not recorded")
+    measurement = load(name)
+    result = measurement.measure(quick=quick)
+    if record:
+        typer.echo(f"record: {write_record(name, result, result['repeats'])}", err=True)
+    typer.echo(json.dumps(result, indent=2) if as_json else measurement.describe(result))
+
+
+@app.command("list")
+def list_runs() -> None:
+    """List the measurements."""
+    for name, what in RUNS.items():
+        typer.echo(f"{name:20} {what}")
 
 
 @app.command()

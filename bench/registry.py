@@ -1,0 +1,37 @@
+"""The measurements that `python -m bench run NAME` knows."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+# Name -> what it measures. Each is a module of bench.runs.
+RUNS: dict[str, str] = {}
+
+
+class Measurement(Protocol):
+    """What a module of `bench.runs` offers."""
+
+    def measure(self, *, quick: bool) -> dict[str, Any]:
+        """Checks that the results are right, then times them.
+
+        Args:
+            quick: Small inputs, to see that it works; the figures mean nothing.
+
+        Returns:
+            JSON values: inputs, repeats, every figure.
+        """
+
+    def describe(self, result: dict[str, Any]) -> str:
+        """Returns a short table for people."""
+
+
+def load(name: str) -> Measurement:
+    """Imports a measurement.
+
+    Raises:
+        KeyError: There is none of this name.
+    """
+    if name not in RUNS:
+        raise KeyError(f"no measurement is called {name!r}; there are: {', '.join(RUNS) or 'none'}")
+    return cast("Measurement", import_module(f"bench.runs.{name}"))

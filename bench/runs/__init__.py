@@ -1,0 +1,1 @@
+"""One module per measurement: `measure(quick)` checks, then times; `describe(result)` prints."""

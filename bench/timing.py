@@ -1,0 +1,108 @@
+"""Seconds of wall time and of CPU, and peak memory, of a call."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Cost(NamedTuple):
+    """What a call cost.
+
+    Attributes:
+        wall_s: Seconds on the clock.
+        cpu_s: Seconds of all cores, of this process and of children that have ended.
+    """
+
+    wall_s: float
+    cpu_s: float
+
+
+def cost(call: Callable[[], object]) -> Cost:
+    """Times one call."""
+    cpu, wall = _cpu_s(), time.perf_counter()
+    call()
+    return Cost(time.perf_counter() - wall, _cpu_s() - cpu)
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]], repeats: int, warmups: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Times several calls in turn, so that a slow minute of the machine hits all of them.
+
+    Args:
+        calls: What to time, by name.
+        repeats: Timed rounds.
+        warmups: Rounds before them: compilation, caches, thread pools.
+
+    Returns:
+        Per name: `wall_s` and `cpu_s` as [least, median, most], and `repeats`.
+    """
+    for _ in range(warmups):
+        for call in calls.values():
+            call()
+    costs: dict[str, list[Cost]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            costs[name].append(cost(call))
+    return {
+        name: {
+            "wall_s": _spread([one.wall_s for one in several]),
+            "cpu_s": _spread([one.cpu_s for one in several]),
+            "repeats": repeats,
+        }
+        for name, several in costs.items()
+    }
+
+
+def in_new_process(
+    call: Callable[..., T], *arguments: Any, environment: dict[str, str] | None = None
+) -> tuple[T, Cost, int]:
+    """Calls a module's function in a fresh interpreter.
+
+    Args:
+        call: A function that can be imported by name.
+        arguments: What it gets.
+        environment: Variables to set before anything is imported there, for example thread counts.
+
+    Returns:
+        What it returned, what it cost, and the peak resident memory of that process in bytes,
+        counted from the start of the process: imports are in it.
+    """
+    context = multiprocessing.get_context("spawn")
+    before = {name: os.environ.get(name) for name in environment or {}}
+    os.environ.update(environment or {})
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_call_and_watch, call, arguments).result()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _call_and_watch(call: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Cost, int]:
+    outcome: list[Any] = []
+    spent = cost(lambda: outcome.append(call(*arguments)))
+    return outcome[0], spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _cpu_s() -> float:
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _spread(values: list[float]) -> list[float]:
+    return [round(value, 6) for value in (min(values), statistics.median(values), max(values))]
