@@ -6,13 +6,25 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 DATA ?=
 RUN ?= .demo
 
-.PHONY: demo test check wheel clean-env
+NATIVE := build/native
+
+.PHONY: demo test check native gpu-check wheel clean-env
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m bench demo --out $(RUN) $(if $(DATA),--data $(DATA))
 
-test: check
+test: check native
 	$(BIN)/python -m pytest
+
+# CUDA kernels where there is an nvcc, and their arithmetic for the CPU where there is a g++.
+native: $(VENV)/.dev
+	@if command -v $${CXX:-c++} >/dev/null; then \
+	    $(BIN)/cmake -S . -B $(NATIVE) >/dev/null && $(BIN)/cmake --build $(NATIVE) --parallel; \
+	else echo "no C++ compiler: the host twin of the CUDA kernels is not tested"; fi
+
+# On a machine with a GPU: its tests and measurements, and the records of both.
+gpu-check: $(VENV)/.gpu
+	$(BIN)/python -m bench gpu-check
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -36,6 +48,10 @@ $(VENV)/.demo: $(VENV)/bin/uv pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/bin/uv pyproject.toml constraints.txt
 	$(UV) -e '.[dev]'
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.gpu: $(VENV)/.dev
+	$(UV) -e '.[dev,gpu]'
+	touch $@
 
 clean-env:
 	rm -rf $(VENV) $(RUN) build dist

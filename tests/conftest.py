@@ -20,6 +20,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shared machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backends",
+        default="",
+        help="kernel backends that must run here, as cpu,gpu: a missing one fails its tests",
+    )
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of a tiny network: enough to tell colours apart."""

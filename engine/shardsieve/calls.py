@@ -61,7 +61,9 @@ class Calls:
         self._progress = progress
         self._current_records = current_records
         self._run = Run(directory.path)
-        self.backend = resolve_backend(config.backend)
+        # Whoever keeps the networks off the GPU means the kernels, too.
+        keep_off_gpu = config.backend == "auto" and config.device == "cpu"
+        self.backend = resolve_backend("cpu" if keep_off_gpu else config.backend)
 
     def perform(self, stage: str, out: Path) -> StageResult:
         """Runs a stage into a folder."""

@@ -185,8 +185,9 @@ class Config(Section):
     """Seed of everything random: the probe's shuffles and folds, and fine-tuning."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
-    backend: Literal["auto", "reference", "cpu"] = "auto"
-    """Which kernels run; the manifest says what `auto` came to."""
+    backend: Literal["auto", "reference", "cpu", "gpu"] = "auto"
+    """Which kernels run; `auto`: the GPU's where there is one, unless `device` is `cpu`. The
+    manifest says what it came to."""
     workers: int | None = Field(None, ge=0)
     """Processes that decode images; default: one per core, at most 8. 0: no other process."""
     index: IndexConfig = IndexConfig()

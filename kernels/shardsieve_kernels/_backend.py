@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, cast, get_args
 
-Backend = Literal["reference", "cpu"]
+Backend = Literal["reference", "cpu", "gpu"]
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 # "auto" takes the first of these that works here.
-_AUTO_ORDER: tuple[Backend, ...] = ("cpu",)
+_AUTO_ORDER: tuple[Backend, ...] = ("gpu", "cpu")
 
 
 class BackendUnavailable(RuntimeError):
@@ -39,8 +40,27 @@ def _why_no_numba() -> str | None:
     return None
 
 
+def _why_no_gpu() -> str | None:
+    if find_spec("cupy") is None:
+        return "CuPy is not installed; install it with `pip install 'shardsieve[gpu]'`"
+    # Asked of the driver itself: importing CuPy takes half a second and answers no sooner.
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "this machine has no CUDA driver (libcuda.so.1)"
+    count = ctypes.c_int(0)
+    error = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if error or not count.value:
+        return f"the CUDA driver finds no device (error {error}); see `nvidia-smi`"
+    return None
+
+
 # A probe answers None, or why the backend cannot run; it must be cheap and import nothing heavy.
-_PROBES: dict[str, Callable[[], str | None]] = {"reference": _no_reason, "cpu": _why_no_numba}
+_PROBES: dict[str, Callable[[], str | None]] = {
+    "reference": _no_reason,
+    "cpu": _why_no_numba,
+    "gpu": _why_no_gpu,
+}
 
 
 def why_unavailable(name: str) -> str | None:

@@ -6,18 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve_kernels._cuda import is_cupy
+
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int32", "int64")
 
 
-def check_array(name: str, array: Any, n_dims: int, dtypes: tuple[str, ...]) -> None:
-    """Require a NumPy array of a given rank and of one of some types.
+def check_array(name: str, array: Any, n_dims: int, dtypes: tuple[str, ...], backend: str) -> None:
+    """Require an array of a given rank, of one of some types, where the backend can read it.
+
+    Every backend reads NumPy arrays; "gpu" reads CuPy arrays, too.
 
     Raises:
-        TypeError: not a NumPy array, or of another type.
+        TypeError: not such an array, or of another type.
         ValueError: another number of dimensions.
     """
-    if not isinstance(array, np.ndarray):
+    if is_cupy(array) and backend != "gpu":
+        raise TypeError(
+            f"{name} is on the GPU, but backend {backend!r} runs on the CPU; "
+            f"use backend='gpu', or copy it with {name}.get()"
+        )
+    if not isinstance(array, np.ndarray) and not is_cupy(array):
         raise TypeError(
             f"{name} must be a NumPy array, found {type(array).__name__}; "
             "convert it with np.asarray"

@@ -10,9 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-# Per op and backend: how far a float field may be from the reference's.
+# Per op and backend: how far a float field may be from the reference's, and the reference's from
+# another float64 computation. The GPU's softmax_stats adds in f32 if the logits are f16 or f32.
 TOLERANCE: dict[str, dict[str, dict[str, float]]] = {
-    "softmax_stats": {"cpu": {"rtol": 3e-7, "atol": 1e-7}},
+    "softmax_stats": {
+        "reference": {"rtol": 3e-7, "atol": 1e-7},
+        "cpu": {"rtol": 3e-7, "atol": 1e-7},
+        "gpu": {"rtol": 2e-6, "atol": 1e-6},
+    },
     "class_gmm": {"cpu": {"rtol": 1e-6, "atol": 1e-6}},
 }
 

@@ -1,3 +1,4 @@
+import ctypes
 import subprocess
 import sys
 
@@ -7,8 +8,28 @@ from shardsieve_kernels import BackendUnavailable, _backend, resolve_backend, wh
 from shardsieve_kernels._backend import implementation
 
 
-def test_auto_takes_the_cpu():
-    assert resolve_backend("auto") == "cpu"
+@pytest.mark.parametrize("reason, taken", [(None, "gpu"), ("no driver", "cpu")])
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch, reason, taken):
+    monkeypatch.setitem(_backend._PROBES, "gpu", lambda: reason)
+    assert resolve_backend("auto") == taken
+
+
+def test_a_gpu_that_was_asked_for_is_never_replaced(monkeypatch):
+    monkeypatch.setitem(_backend._PROBES, "gpu", lambda: "no driver")
+    for ask in (lambda: resolve_backend("gpu"), lambda: implementation("class_gmm", "gpu")):
+        with pytest.raises(BackendUnavailable, match="'gpu' is unavailable: no driver"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "installed, library, reason",
+    [(None, "libc.so.6", "CuPy is not installed"), ("cupy", "libnone.so", "no CUDA driver")],
+)
+def test_why_there_is_no_gpu(monkeypatch, installed, library, reason):
+    load = ctypes.CDLL
+    monkeypatch.setattr(_backend, "find_spec", lambda name: installed)
+    monkeypatch.setattr(_backend.ctypes, "CDLL", lambda name: load(library))
+    assert reason in why_unavailable("gpu")
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
@@ -18,7 +39,9 @@ def test_a_name_resolves_to_itself(name):
 
 
 def test_an_unknown_name_says_which_exist():
-    with pytest.raises(BackendUnavailable, match=r"'abacus'.*choose from reference, cpu") as caught:
+    with pytest.raises(
+        BackendUnavailable, match=r"'abacus'.*choose from reference, cpu, gpu"
+    ) as caught:
         resolve_backend("abacus")
     assert caught.value.backend == "abacus"
     assert caught.value.reason == why_unavailable("abacus")

@@ -1,3 +1,5 @@
+import ctypes
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,6 @@ from shardsieve_kernels.softmax_stats import softmax_stats
 from shardsieve_kernels.testing import SOFTMAX_CASES, TOLERANCE, assert_close, softmax_inputs
 
 by_name = {"ids": lambda case: case.name}
-BOTH = ["reference", "cpu"]
 
 
 @pytest.mark.parametrize("q", [0.0, 0.7])
@@ -24,15 +25,14 @@ def test_matches_reference(case, q, backend):
         assert_close(field, getattr(got, field), getattr(want, field), **tolerance)
 
 
-@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("scale", [1.0, 1e4], ids=["plain", "extreme"])
-def test_matches_float64_log_softmax(name, scale):
+def test_matches_float64_log_softmax(any_backend, scale):
     rng = np.random.default_rng(3)
     logits_NK = (rng.uniform(-1, 1, (400, 12)) * scale).astype(np.float32)
     labels_N = rng.integers(0, 12, 400)
     log_p_NK = log_softmax(logits_NK.astype(np.float64), axis=1)
     rows_N = np.arange(400)
-    got = softmax_stats(logits_NK, labels_N, backend=name)
+    got = softmax_stats(logits_NK, labels_N, backend=any_backend)
 
     p_NK = np.exp(log_p_NK)
     others_NK = p_NK.copy()
@@ -45,37 +45,37 @@ def test_matches_float64_log_softmax(name, scale):
         "entropy_N": entropy_N,
     }
     for field, values in want.items():
-        np.testing.assert_allclose(getattr(got, field), values, rtol=3e-7, atol=1e-7, err_msg=field)
+        tolerance = TOLERANCE["softmax_stats"][any_backend]
+        np.testing.assert_allclose(getattr(got, field), values, **tolerance, err_msg=field)
     assert np.array_equal(got.pred_N, logits_NK.argmax(axis=1))
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_loss_matches_torch(name):
+def test_loss_matches_torch(any_backend):
     logits_NK, labels_N = softmax_inputs(SOFTMAX_CASES[4])
     want = torch.nn.functional.cross_entropy(
         torch.from_numpy(logits_NK).double(), torch.from_numpy(labels_N).long(), reduction="none"
     )
-    got = softmax_stats(logits_NK, labels_N, backend=name)
-    np.testing.assert_allclose(got.loss_N, want.numpy(), rtol=3e-7, atol=1e-12)
+    got = softmax_stats(logits_NK, labels_N, backend=any_backend)
+    rtol = TOLERANCE["softmax_stats"][any_backend]["rtol"]
+    np.testing.assert_allclose(got.loss_N, want.numpy(), rtol=rtol, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_small_losses_keep_their_digits(name):
+def test_small_losses_keep_their_digits(any_backend):
     logits_NK = np.array([[0.0, -30.0], [0.0, -80.0], [0.0, -1e4]], np.float32)
-    got = softmax_stats(logits_NK, np.zeros(3, np.int32), backend=name)
+    got = softmax_stats(logits_NK, np.zeros(3, np.int32), backend=any_backend)
     # -log(1 / (1 + e^-30)) is 0 if the sum is rounded first.
     np.testing.assert_allclose(got.loss_N, [np.exp(-30.0), np.exp(-80.0), 0.0], rtol=1e-6)
     np.testing.assert_allclose(got.gce_N, got.loss_N, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("q", [0.0, 1e-8, 0.7, 1.0])
-def test_generalised_cross_entropy(name, q):
+@pytest.mark.parametrize("q", [0.0, 5e-324, 1e-8, 0.7, 1.0])
+def test_generalised_cross_entropy(any_backend, q):
     logits_NK, labels_N = softmax_inputs(SOFTMAX_CASES[4])
-    got = softmax_stats(logits_NK, labels_N, q=q, backend=name)
+    got = softmax_stats(logits_NK, labels_N, q=q, backend=any_backend)
     loss_N = got.loss_N.astype(np.float64)
     want_N = {
         0.0: loss_N,
+        5e-324: loss_N,
         1e-8: loss_N * (1 - 0.5e-8 * loss_N),
         0.7: (1 - np.exp(-loss_N) ** 0.7) / 0.7,
         1.0: 1 - np.exp(-loss_N),
@@ -83,39 +83,37 @@ def test_generalised_cross_entropy(name, q):
     np.testing.assert_allclose(got.gce_N, want_N, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_ties_take_the_smallest_index(name):
+def test_ties_take_the_smallest_index(any_backend):
     logits_NK = np.array([[1, 3, 3, 0], [2, 2, 2, 2]], np.float32)
-    got = softmax_stats(logits_NK, np.array([2, 3]), backend=name)
+    got = softmax_stats(logits_NK, np.array([2, 3]), backend=any_backend)
     assert got.pred_N.tolist() == [1, 0]
     np.testing.assert_allclose(got.margin_N, [0.0, 0.0], atol=1e-7)
     assert got.entropy_N[1] == pytest.approx(np.log(4))
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_one_class_has_loss_0_and_margin_1(name):
-    got = softmax_stats(np.array([[5.0], [-1e30]], np.float32), np.zeros(2, int), backend=name)
+def test_one_class_has_loss_0_and_margin_1(any_backend):
+    got = softmax_stats(
+        np.array([[5.0], [-1e30]], np.float32), np.zeros(2, int), backend=any_backend
+    )
     assert got.loss_N.tolist() == got.gce_N.tolist() == got.entropy_N.tolist() == [0.0, 0.0]
     assert got.margin_N.tolist() == got.p_label_N.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("column", [0, 1, 2])
-def test_a_row_that_is_not_finite_has_no_answer(name, bad, column):
+def test_a_row_that_is_not_finite_has_no_answer(any_backend, bad, column):
     logits_NK = np.zeros((3, 3), np.float32)
-    clean = softmax_stats(logits_NK, np.array([0, 1, 2]), backend=name)
+    clean = softmax_stats(logits_NK, np.array([0, 1, 2]), backend=any_backend)
     logits_NK[1, column] = bad
-    got = softmax_stats(logits_NK, np.array([0, 1, 2]), backend=name)
+    got = softmax_stats(logits_NK, np.array([0, 1, 2]), backend=any_backend)
     for field, values in got._asdict().items():
         assert values[1] == -1 if field == "pred_N" else np.isnan(values[1]), field
         assert np.array_equal(values[[0, 2]], getattr(clean, field)[[0, 2]]), field
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_a_loss_beyond_f32_has_no_answer(name):
+def test_a_loss_beyond_f32_has_no_answer(any_backend):
     logits_NK = np.array([[1e300, -1e300], [1.7e308, -1.7e308], [0.0, 1e38]])
-    got = softmax_stats(logits_NK, np.array([1, 1, 0]), backend=name)
+    got = softmax_stats(logits_NK, np.array([1, 1, 0]), backend=any_backend)
     assert np.isnan(got.loss_N).tolist() == [True, True, False]
     assert got.pred_N.tolist() == [-1, -1, 1]
     assert got.entropy_N[2] == 0.0
@@ -191,10 +189,34 @@ BAD_INPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("bad", BAD_INPUTS.values(), ids=BAD_INPUTS.keys())
-def test_bad_input_is_refused_alike(bad, name):
+def test_bad_input_is_refused_alike(bad, any_backend):
     change, error, message = bad
     arguments = {"logits_NK": LOGITS_NK, "labels_N": LABELS_N, "q": 0.7, **change}
     with pytest.raises(error, match=message):
-        softmax_stats(**arguments, backend=name)
+        softmax_stats(**arguments, backend=any_backend)
+
+
+# The kernels of every row length that gpu.lanes_and_items chooses for, and one that is too short.
+VARIANTS = ("1x4", "4x4", "8x8", "32x8", "32x32")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "case", [case for case in SOFTMAX_CASES if case.dtype != "float16"], **by_name
+)
+def test_the_arithmetic_of_the_cuda_kernel(case, variant, host_twin):
+    logits_NK, labels_N = softmax_inputs(case)
+    want = softmax_stats(logits_NK, labels_N, q=0.7, backend="reference")
+    real = ctypes.c_double if case.dtype == "float64" else ctypes.c_float
+    fields_5N = np.full((5, case.n_samples), 123, np.float32)
+    pred_N = np.full(case.n_samples, 123, np.int32)
+    function = getattr(host_twin, f"softmax_stats_{case.dtype}_{variant}")
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (logits_NK, labels_N)]
+    outputs = [ctypes.c_void_p(array.ctypes.data) for array in (fields_5N, pred_N)]
+    shape = ctypes.c_int64(case.n_samples), ctypes.c_int32(case.n_classes)
+    function(*pointers, *shape, real(0.7), *outputs)
+    assert np.array_equal(pred_N, want.pred_N)
+    names = ("loss_N", "gce_N", "margin_N", "p_label_N", "entropy_N")
+    for name, got_N in zip(names, fields_5N, strict=True):
+        assert_close(name, got_N, getattr(want, name), **TOLERANCE["softmax_stats"]["gpu"])

@@ -126,7 +126,7 @@ def test_every_problem_is_listed_at_once(tmp_path):
         "device=cuda:",
         "device=cuda:x",
         "device=cpu0",
-        "backend=gpu",
+        "backend=abacus",
         "probe=3",
     ],
 )

@@ -146,8 +146,8 @@ def class_gmm(
         The order of the samples changes no bit of a class's fit or a sample's posterior. Same
         backend, same bits. Backends agree to ``testing.TOLERANCE["class_gmm"]``.
     """
-    check_array("losses_N", losses_N, 1, FLOATS)
-    check_array("labels_N", labels_N, 1, INTEGERS)
+    check_array("losses_N", losses_N, 1, FLOATS, backend)
+    check_array("labels_N", labels_N, 1, INTEGERS, backend)
     check_same_length("losses_N", losses_N, "labels_N", labels_N)
     check_at_least("n_classes", n_classes, 1)
     check_labels("labels_N", labels_N, n_classes)
@@ -189,7 +189,7 @@ def mixture_p_clean(
     """
     from shardsieve_kernels.class_gmm.reference import Mixture, posterior
 
-    check_array("losses_N", losses_N, 1, FLOATS)
+    check_array("losses_N", losses_N, 1, FLOATS, "reference")
     check_finite("losses_N", losses_N, LOSS_LIMIT)
     for name, pair in (("weights_2", weights_2), ("variances_2", variances_2)):
         if np.shape(pair) != (2,) or not np.all((pair > 0) & (pair < np.inf)):

@@ -21,6 +21,8 @@ from shardsieve_kernels._checks import (
 
 __all__ = ["SoftmaxStats", "softmax_stats"]
 
+Q_IS_ZERO = 1e-30
+
 
 class SoftmaxStats(NamedTuple):
     """Per-sample statistics of the softmax; NaN, and pred -1, where a row was not usable."""
@@ -51,15 +53,17 @@ def softmax_stats(
     Args:
         logits_NK: (N, K) f16, f32 or f64, K >= 1.
         labels_N: (N,) i32 or i64 in [0, K): the label as given.
-        q: exponent of the generalised cross entropy, in [0, 1]; 0 gives the cross entropy.
+        q: exponent of the generalised cross entropy, in [0, 1]; 0, and all
+            below 1e-30, gives the cross entropy.
         backend: from resolve_backend.
 
     Returns:
         SoftmaxStats. A row with a logit that is NaN or infinite, or whose loss does not fit in
         f32, has pred -1 and NaN elsewhere: the caller decides what to do with such a sample.
+        With backend "gpu" the fields are CuPy arrays if an argument is one.
 
     Raises:
-        TypeError: an argument is not a NumPy array or has another dtype.
+        TypeError: an argument is not an array that the backend reads, or has another dtype.
         ValueError: a shape, a label or q is out of range.
         BackendUnavailable: the backend is unknown or cannot run here.
 
@@ -67,8 +71,8 @@ def softmax_stats(
         Same backend, same bits, whatever the other rows are and however many threads run.
         Backends agree to ``testing.TOLERANCE["softmax_stats"]``.
     """
-    check_array("logits_NK", logits_NK, 2, FLOATS)
-    check_array("labels_N", labels_N, 1, INTEGERS)
+    check_array("logits_NK", logits_NK, 2, FLOATS, backend)
+    check_array("labels_N", labels_N, 1, INTEGERS, backend)
     check_same_length("logits_NK", logits_NK, "labels_N", labels_N)
     if logits_NK.shape[1] < 1:
         raise ValueError(
@@ -78,4 +82,5 @@ def softmax_stats(
     check_labels("labels_N", labels_N, logits_NK.shape[1])
     check_in_range("q", q, 0.0, 1.0)
     run = implementation("softmax_stats", backend)
-    return cast("SoftmaxStats", run(logits_NK, labels_N, float(q)))
+    # (1 - p^q) / q loses its digits where q times the loss is subnormal, and is the loss by then.
+    return cast("SoftmaxStats", run(logits_NK, labels_N, float(q) if q >= Q_IS_ZERO else 0.0))
