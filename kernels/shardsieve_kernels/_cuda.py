@@ -9,7 +9,7 @@ from typing import Any
 
 _ROOT = Path(__file__).parent
 # The paths of CUDA's own headers are CuPy's business.
-_OPTIONS = ("-std=c++17", f"-I{_ROOT}")
+OPTIONS = ("-std=c++17", f"-I{_ROOT}")
 
 
 def cuda_function(op: str, name: str) -> Any:
@@ -38,7 +38,7 @@ def _loaded(op: str, device: int) -> Any:
     fatbin = _ROOT / op / f"{op}.fatbin"
     if fatbin.is_file():
         return cupy.RawModule(path=str(fatbin))
-    return cupy.RawModule(code=cuda_source(op), options=_OPTIONS, backend="nvrtc")
+    return cupy.RawModule(code=cuda_source(op), options=OPTIONS, backend="nvrtc")
 
 
 def cuda_source(op: str) -> str:

@@ -6,17 +6,26 @@
 #ifdef __CUDACC__
 #define SS_HD __host__ __device__ __forceinline__
 #else
-#include <cmath>
 #define SS_HD inline
+#endif
+#ifndef __CUDACC_RTC__  // NVRTC has the functions built in and the headers not at all.
+#include <cmath>
+#include <limits>
 #endif
 
 namespace shardsieve {
 
 constexpr int WARP = 32;
 
-SS_HD float infinity_of(float) { return __builtin_huge_valf(); }
-SS_HD double infinity_of(double) { return __builtin_huge_val(); }
-SS_HD float not_a_number() { return __builtin_nanf(""); }
+#ifdef __CUDA_ARCH__
+SS_HD float infinity_of(float) { return __int_as_float(0x7f800000); }
+SS_HD double infinity_of(double) { return __longlong_as_double(0x7ff0000000000000LL); }
+SS_HD float not_a_number() { return __int_as_float(0x7fc00000); }
+#else
+SS_HD float infinity_of(float) { return std::numeric_limits<float>::infinity(); }
+SS_HD double infinity_of(double) { return std::numeric_limits<double>::infinity(); }
+SS_HD float not_a_number() { return std::numeric_limits<float>::quiet_NaN(); }
+#endif
 
 SS_HD float exp_of(float x) { return expf(x); }
 SS_HD double exp_of(double x) { return exp(x); }
