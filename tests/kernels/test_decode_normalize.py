@@ -65,6 +65,17 @@ def test_small_formats_are_the_rounded_float32(dtype, layout, any_backend):
     assert_close("pixel", got, want, rtol=LAST_PLACE[dtype], atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("std", [1e-6, 1e-3, 1.0, 1e3, 1e5, 1e9])
+def test_rounding_is_that_of_torch_at_every_size(std, dtype, any_backend):
+    levels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 16, 16, 3)
+    arguments = {"size": (16, 16), "mean": (0.5, 0.0, 1.0), "std": (std,) * 3}
+    got = decode_normalize(levels, **arguments, dtype=dtype, backend=any_backend)
+    exact = decode_normalize(levels, **arguments, dtype="float32", backend=any_backend)
+    want = torch.from_numpy(exact).to(getattr(torch, dtype)).float().numpy()
+    assert np.array_equal(as_float32(got, dtype), want)
+
+
 def test_channels_last_is_the_same_picture(any_backend):
     case = IMAGE_CASES[4]
     first = resized(case, any_backend)

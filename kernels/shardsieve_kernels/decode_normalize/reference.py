@@ -75,6 +75,7 @@ def laid_out(normalised_BHWC: np.ndarray, target: Target) -> np.ndarray:
 def rounded(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     """Round f32 to nearest, ties to even; bfloat16 comes as its bits in u16."""
     if dtype != "bfloat16":
-        return values.astype(dtype, copy=False)
+        with np.errstate(over="ignore"):
+            return values.astype(dtype, copy=False)
     bits = values.view(np.uint32)
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
