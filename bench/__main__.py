@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from bench import data as datasets
+from bench import gpu_check as check
 from bench.demo import describe, run_line
 from bench.record import update_readme, write_record
 from bench.registry import RUNS, load
 from shardsieve.errors import ShardsieveError
 from shardsieve.progress import console_progress
+from shardsieve_kernels import why_unavailable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -67,6 +69,26 @@ def list_runs() -> None:
     """List the measurements."""
     for name, what in RUNS.items():
         typer.echo(f"{name:20} {what}")
+
+
+@app.command("gpu-check")
+def gpu_check(
+    quick: Annotated[bool, typer.Option(help="Small inputs, and no records.")] = False,
+) -> None:
+    """Run all tests and measurements of the GPU backend and write the records of both."""
+    reason = why_unavailable("gpu")
+    if reason is not None:
+        typer.echo(f"gpu-check: nothing was run: {reason}", err=True)
+        raise typer.Exit(4)
+    tests = check.run_tests()
+    typer.echo(f"tests: {tests['passed']} passed, {tests['failed']} failed")
+    missed = 0
+    for name in check.GPU_RUNS:
+        for goal, met in check.run_measurement(name, quick=quick, record=not quick).items():
+            typer.echo(f"{name}: {'met' if met else 'MISSED'}: {goal}")
+            missed += not met
+    if tests["exit_code"] or missed:
+        raise typer.Exit(1)
 
 
 @app.command()

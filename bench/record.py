@@ -26,8 +26,7 @@ def write_record(name: str, result: dict[str, Any], repeats: int = 1) -> Path:
     folder = RECORDS / f"{datetime.datetime.now(datetime.UTC).date()}-{name}"
     folder.mkdir(parents=True)
     tree = {
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **tree_state(),
         "machine": describe_machine(),
         "repeats": repeats,
         "result": result,
@@ -35,6 +34,14 @@ def write_record(name: str, result: dict[str, Any], repeats: int = 1) -> Path:
     file = folder / "result.json"
     file.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     return file
+
+
+def tree_state() -> dict[str, Any]:
+    """Returns the commit, and whether the files differ from it."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
 
 
 def render_readme(text: str) -> str:

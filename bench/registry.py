@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 # Name -> what it measures. Each is a module of bench.runs.
-RUNS: dict[str, str] = {}
+RUNS: dict[str, str] = {
+    "softmax_stats": "per-sample statistics of the logits, beside torch",
+}
 
 
 class Measurement(Protocol):

@@ -161,7 +161,7 @@ def test_any_sizes_match_the_reference(shapes, size, filter, cropped):
 
 def test_images_do_not_see_each_other_and_bits_repeat(backend):
     case = IMAGE_CASES[7]
-    pixels_P, shapes_B2, boxes_B4 = image_inputs(case)
+    pixels_P, _, boxes_B4 = image_inputs(case)
     together = resized(case, backend)
     assert resized(case, backend).tobytes() == together.tobytes()
     start = 0
@@ -182,7 +182,7 @@ def test_images_do_not_see_each_other_and_bits_repeat(backend):
 @pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize("case", IMAGE_CASES, **by_name)
 def test_the_arithmetic_of_the_cuda_kernel(case, filter, host_twin):
-    pixels_P, shapes_B2, boxes_B4 = image_inputs(case)
+    pixels_P, _, boxes_B4 = image_inputs(case)
     want = resized(case, "reference", filter, layout="NHWC")
     got = np.full_like(want, 123)
     scale_3 = (1 / (255 * np.array(STD))).astype(np.float32)

@@ -112,7 +112,7 @@ def _taps(
     stretch = max(1.0, step)
     support = (2.0 if bicubic else 1.0) * stretch
     first_O = np.empty(n_out, np.int64)
-    n_taps = min(int(math.ceil(2 * support)) + 2, n_in)
+    n_taps = min(math.ceil(2 * support) + 2, n_in)
     weights_OT = np.zeros((n_out, n_taps), np.float32)
     for o in range(n_out):
         center = low + (o + 0.5) * step
