@@ -1,4 +1,4 @@
-"""softmax_stats with Numba: rows in parallel, two passes over each, float64 sums."""
+"""softmax_stats with Numba: rows in parallel, a few vector passes over each, float64 sums."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from shardsieve_kernels._vector import exp_nonpositive
 from shardsieve_kernels.softmax_stats import SoftmaxStats
 
 _F32_MAX = float(np.finfo(np.float32).max)
@@ -40,35 +41,67 @@ def _all_rows(logits_BK, labels_N, q, start, fields_5N, pred_N):  # type: ignore
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _row(logits_K, label, q, fields_5N, i):  # type: ignore[no-untyped-def]
-    pred = 0
-    usable = True
-    for k in range(logits_K.shape[0]):
-        usable = usable and math.isfinite(logits_K[k])
-        if logits_K[k] > logits_K[pred]:
-            pred = k
-    top = np.float64(logits_K[pred])
-    shifted_label = np.float64(logits_K[label]) - top
-    others = 0.0
-    weighted = 0.0
-    rival = 0.0
-    for k in range(logits_K.shape[0]):
-        shifted = np.float64(logits_K[k]) - top
-        term = math.exp(shifted)
-        if k != pred:
-            others += term
-            # exp is 0 long before -1000; the bound keeps 0 times minus infinity out of the sum.
-            weighted += term * max(shifted, -1000.0)
-        if k != label:
-            rival = max(rival, term)
-    log_sum = math.log1p(others)
-    loss = log_sum - shifted_label
-    if not (usable and loss <= _F32_MAX):
+    n_classes = len(logits_K)
+    if not _all_finite(logits_K):
         fields_5N[:, i] = np.nan
         return -1
-    p_label = math.exp(shifted_label) / (1.0 + others)
+    label_logit = np.float64(logits_K[label])
+    rival = max(_largest(logits_K, 0, label), _largest(logits_K, label + 1, n_classes))
+    top = max(rival, label_logit)
+    pred = _first_equal(logits_K, top)
+    # Sums without the top's own term, which is exactly 1.
+    others_before, weighted_before = _sums(logits_K, 0, pred, top)
+    others_after, weighted_after = _sums(logits_K, pred + 1, n_classes, top)
+    others = others_before + others_after
+    log_sum = math.log1p(others)
+    loss = log_sum - (label_logit - top)
+    if not loss <= _F32_MAX:
+        fields_5N[:, i] = np.nan
+        return -1
+    p_label = math.exp(label_logit - top) / (1.0 + others)
     fields_5N[0, i] = loss
     fields_5N[1, i] = loss if q == 0.0 else -math.expm1(-q * loss) / q
-    fields_5N[2, i] = p_label - rival / (1.0 + others)
+    fields_5N[2, i] = p_label - math.exp(rival - top) / (1.0 + others)
     fields_5N[3, i] = p_label
-    fields_5N[4, i] = log_sum - weighted / (1.0 + others)
+    fields_5N[4, i] = log_sum - (weighted_before + weighted_after) / (1.0 + others)
     return pred
+
+
+@njit(nogil=True, cache=True)
+def _all_finite(logits_K):  # type: ignore[no-untyped-def]
+    bad = 0
+    for k in range(len(logits_K)):
+        bad += not abs(logits_K[k]) < np.inf
+    return bad == 0
+
+
+# No NaN gets here; told so, LLVM takes the maximum of many numbers at a time.
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def _largest(logits_K, start, stop):  # type: ignore[no-untyped-def]
+    if start == stop:
+        return -np.inf
+    largest = logits_K[start]
+    for k in range(start + 1, stop):
+        largest = logits_K[k] if logits_K[k] > largest else largest
+    return np.float64(largest)
+
+
+@njit(nogil=True, cache=True)
+def _first_equal(logits_K, value):  # type: ignore[no-untyped-def]
+    first = len(logits_K)
+    for k in range(len(logits_K)):
+        first = min(first, k if logits_K[k] == value else len(logits_K))
+    return first
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+def _sums(logits_K, start, stop, top):  # type: ignore[no-untyped-def]
+    others = 0.0
+    weighted = 0.0
+    for k in range(start, stop):
+        shifted = np.float64(logits_K[k]) - top
+        term = exp_nonpositive(shifted)
+        others += term
+        # exp is 0 long before -1000; the bound keeps 0 times minus infinity out of the sum.
+        weighted += term * max(shifted, -1000.0)
+    return others, weighted
