@@ -6,39 +6,52 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve_kernels._arrays import dtype_name, is_on_gpu, is_torch
 from shardsieve_kernels._cuda import is_cupy
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int32", "int64")
 
 
-def check_array(name: str, array: Any, n_dims: int, dtypes: tuple[str, ...], backend: str) -> None:
+def check_array(
+    name: str,
+    array: Any,
+    n_dims: int,
+    dtypes: tuple[str, ...],
+    backend: str,
+    *,
+    torch_too: bool = False,
+) -> None:
     """Require an array of a given rank, of one of some types, where the backend can read it.
 
-    Every backend reads NumPy arrays; "gpu" reads CuPy arrays, too.
+    Every backend reads NumPy arrays; "gpu" reads CuPy arrays, too. Torch tensors pass only if the
+    op converts them with ``as_plain``.
 
     Raises:
         TypeError: not such an array, or of another type.
         ValueError: another number of dimensions.
     """
-    if is_cupy(array) and backend != "gpu":
+    from_torch = torch_too and is_torch(array) and array.device.type in ("cpu", "cuda")
+    if not isinstance(array, np.ndarray) and not is_cupy(array) and not from_torch:
+        raise TypeError(
+            f"{name} must be a NumPy array{' or a torch tensor' if torch_too else ''}, "
+            f"found {type(array).__name__}; convert it with np.asarray"
+        )
+    if is_on_gpu(array) and backend != "gpu":
         raise TypeError(
             f"{name} is on the GPU, but backend {backend!r} runs on the CPU; "
-            f"use backend='gpu', or copy it with {name}.get()"
+            f"use backend='gpu', or copy it with {name}.{'cpu' if from_torch else 'get'}()"
         )
-    if not isinstance(array, np.ndarray) and not is_cupy(array):
+    found = dtype_name(array)
+    if found not in dtypes:
+        convert = f"to(torch.{dtypes[-1]})" if from_torch else f"astype(np.{dtypes[-1]})"
         raise TypeError(
-            f"{name} must be a NumPy array, found {type(array).__name__}; "
-            "convert it with np.asarray"
-        )
-    if array.dtype.name not in dtypes:
-        raise TypeError(
-            f"{name} must have dtype {' or '.join(dtypes)}, found {array.dtype.name}; "
-            f"convert it with {name}.astype(np.{dtypes[-1]})"
+            f"{name} must have dtype {' or '.join(dtypes)}, found {found}; "
+            f"convert it with {name}.{convert}"
         )
     if array.ndim != n_dims:
         raise ValueError(
-            f"{name} must have {n_dims} dimension(s), found shape {array.shape}; reshape it"
+            f"{name} must have {n_dims} dimension(s), found shape {tuple(array.shape)}; reshape it"
         )
 
 

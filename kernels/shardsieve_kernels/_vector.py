@@ -35,3 +35,91 @@ def exp_nonpositive(x):  # type: ignore[no-untyped-def]
     p = p * r + 1.0
     # 2^n, by its exponent bits.
     return p * np.int64(np.int64(1023 + np.int32(n)) << 52).view(np.float64)
+
+
+@njit(error_model="numpy", fastmath={"contract"}, inline="always")
+def exp_nonpositive_single(x):  # type: ignore[no-untyped-def]
+    """exp(x) for an f32 x <= 0, to 1.2e-7 of itself; below -87.3 it is 0. exp(0) is exactly 1.
+
+    The polynomial is that of Cephes' expf.
+    """
+    y = max(x, np.float32(-87.3))
+    # Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+    marked = y * np.float32(_LOG2_E) + np.float32(12582912.0)
+    n = marked - np.float32(12582912.0)
+    r = (y - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)
+    p = r * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * (r * r) + r + np.float32(1.0)
+    # Times 2^n, by adding n to its exponent bits.
+    bits = np.int32(np.float32(p).view(np.int32) + (np.float32(marked).view(np.int32) << 23))
+    return bits.view(np.float32) if x >= np.float32(-87.3) else np.float32(0.0)
+
+
+@njit(error_model="numpy", fastmath={"contract"}, inline="always")
+def exp_and_expm1_nonpositive(x):  # type: ignore[no-untyped-def]
+    """exp(x) and exp(x) - 1 for x <= 0, both to 1e-12 of themselves; below -700 counts as -700."""
+    x = max(x, -700.0)
+    n = math.floor(x * _LOG2_E + 0.5)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    p = r * (1 / 3628800) + 1 / 362880
+    p = p * r + 1 / 40320
+    p = p * r + 1 / 5040
+    p = p * r + 1 / 720
+    p = p * r + 1 / 120
+    p = p * r + 1 / 24
+    p = p * r + 1 / 6
+    p = p * r + 0.5
+    p = p * r * r + r
+    scale = np.int64(np.int64(1023 + np.int32(n)) << 52).view(np.float64)
+    return scale * p + scale, scale * p + (scale - 1.0)
+
+
+@njit(error_model="numpy", fastmath={"contract"}, inline="always")
+def log1p_nonnegative(x):  # type: ignore[no-untyped-def]
+    """log(1 + x) for x >= 0, to 1e-12 of itself.
+
+    1 + x = 2^n m with m in [1/sqrt(2), sqrt(2)), log m = 2 artanh((m - 1) / (m + 1)) as a series of
+    nine terms. What 1 + x rounds away comes back to first order.
+    """
+    u = 1.0 + x
+    lost = x - (u - 1.0)
+    bits = np.float64(u).view(np.int64)
+    # Exponent of u / sqrt(1/2), so that m is nearest to 1.
+    n = (bits - 0x3FE6A09E667F3BCD) >> 52
+    m = np.int64(bits - (n << 52)).view(np.float64)
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    p = z * (2 / 17) + 2 / 15
+    p = p * z + 2 / 13
+    p = p * z + 2 / 11
+    p = p * z + 2 / 9
+    p = p * z + 2 / 7
+    p = p * z + 2 / 5
+    p = p * z + 2 / 3
+    p = p * z * s + 2.0 * s
+    return n * _LN2_HIGH + (n * _LN2_LOW + p) + lost / u
+
+
+@njit(nogil=True, cache=True)
+def all_finite(values, start, stop):  # type: ignore[no-untyped-def]
+    """Tell whether a part of a 1-D array holds neither NaN nor infinity."""
+    bad = 0
+    for k in range(start, stop):
+        bad += not abs(values[k]) < np.inf
+    return bad == 0
+
+
+# No NaN gets here; told so, LLVM takes the maximum of many numbers at a time.
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def largest(values, start, stop):  # type: ignore[no-untyped-def]
+    """The largest of a part of a 1-D array without NaN; minus infinity if the part is empty."""
+    if start == stop:
+        return values.dtype.type(-np.inf)
+    largest = values[start]
+    for k in range(start + 1, stop):
+        largest = values[k] if values[k] > largest else largest
+    return largest
