@@ -105,10 +105,10 @@ def log1p_nonnegative(x):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def all_finite(values, start, stop):  # type: ignore[no-untyped-def]
-    """Tell whether a part of a 1-D array holds neither NaN nor infinity."""
+def all_finite(values):  # type: ignore[no-untyped-def]
+    """Tell whether a 1-D array holds neither NaN nor infinity."""
     bad = 0
-    for k in range(start, stop):
+    for k in range(len(values)):
         bad += not abs(values[k]) < np.inf
     return bad == 0
 
