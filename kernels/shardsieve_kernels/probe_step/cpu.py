@@ -11,18 +11,17 @@ from numba import njit, prange
 
 from shardsieve_kernels._arrays import narrow, widen
 from shardsieve_kernels._vector import (
-    all_finite,
     exp_and_expm1_nonpositive,
     exp_nonpositive,
     exp_nonpositive_single,
-    largest,
+    largest_and_finite,
     log1p_nonnegative,
 )
 from shardsieve_kernels.probe_step import Q_IS_ZERO
 
 _F32_MAX = float(np.finfo(np.float32).max)
 _TILE = 2048
-_CHUNK = 64
+_CHUNK = 32
 # Numba has no f16 on a CPU, and NumPy no bf16: such rows are widened a block at a time.
 _BLOCK_ELEMENTS = 131_072
 
@@ -40,8 +39,9 @@ def probe_step(
         out = np.empty(logits_BHK.shape, logits_BHK.dtype)
     labels_B = np.ascontiguousarray(labels_B, np.int32)
     q_H = np.where(q_H < Q_IS_ZERO, 0.0, q_H.astype(np.float64))
-    weights_BH = np.ones((1, 1), np.float32) if weights_BH is None else weights_BH
-    weights_BH = np.broadcast_to(weights_BH, (n_samples, n_heads))
+    if weights_BH is None:
+        weights_BH = np.ones((n_samples, n_heads), np.float32)
+    weights_BH = np.ascontiguousarray(weights_BH)
     loss_BH = np.empty((n_samples, n_heads), np.float32)
     if logits_BHK.dtype.itemsize > 2:
         _all_tiles(np.ascontiguousarray(logits_BHK), labels_B, q_H, weights_BH, loss_BH, out)
@@ -105,12 +105,11 @@ def _one_tile(logits, labels_B, q_H, weights_BH, loss_BH, out, first, stop, n_cl
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _shift(logits_K, label, terms_K):  # type: ignore[no-untyped-def]
-    top = largest(logits_K, 0, len(logits_K))
-    # NaN or infinite once, if one of the logits is.
+    top, usable = largest_and_finite(logits_K)
     for k in range(len(logits_K)):
         terms_K[k] = logits_K[k] - top
     # In float64: two f32 logits can be further apart than f32 reaches.
-    return np.float64(logits_K[label]) - np.float64(top) if all_finite(logits_K) else np.nan
+    return np.float64(logits_K[label]) - np.float64(top) if usable else np.nan
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
