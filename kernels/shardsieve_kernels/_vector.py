@@ -11,6 +11,9 @@ _LOG2_E = 1.4426950408889634
 # log 2 in two parts: whole multiples of the first are exact.
 _LN2_HIGH = 0.693147180369123816490
 _LN2_LOW = 1.90821492927058770002e-10
+# The bits of 1.0, and of sqrt(1/2).
+_ONE_BITS = 0x3FF0000000000000
+_SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
 
 
 @njit(error_model="numpy", fastmath={"contract"}, inline="always")
@@ -62,7 +65,9 @@ def exp_nonpositive_single(x):  # type: ignore[no-untyped-def]
 def exp_and_expm1_nonpositive(x):  # type: ignore[no-untyped-def]
     """exp(x) and exp(x) - 1 for x <= 0, both to 1e-12 of themselves; below -700 counts as -700."""
     x = max(x, -700.0)
-    n = math.floor(x * _LOG2_E + 0.5)
+    # Adding 1.5 * 2^52 rounds to a whole number and leaves it in the low bits.
+    marked = x * _LOG2_E + 6755399441055744.0
+    n = marked - 6755399441055744.0
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = r * (1 / 3628800) + 1 / 362880
     p = p * r + 1 / 40320
@@ -73,7 +78,7 @@ def exp_and_expm1_nonpositive(x):  # type: ignore[no-untyped-def]
     p = p * r + 1 / 6
     p = p * r + 0.5
     p = p * r * r + r
-    scale = np.int64(np.int64(1023 + np.int32(n)) << 52).view(np.float64)
+    scale = np.int64((np.float64(marked).view(np.int64) << 52) + _ONE_BITS).view(np.float64)
     return scale * p + scale, scale * p + (scale - 1.0)
 
 
@@ -88,8 +93,8 @@ def log1p_nonnegative(x):  # type: ignore[no-untyped-def]
     lost = x - (u - 1.0)
     bits = np.float64(u).view(np.int64)
     # Exponent of u / sqrt(1/2), so that m is nearest to 1.
-    n = (bits - 0x3FE6A09E667F3BCD) >> 52
-    m = np.int64(bits - (n << 52)).view(np.float64)
+    n = np.int32((bits - _SQRT_HALF_BITS) >> 52)
+    m = np.int64(bits - (np.int64(n) << 52)).view(np.float64)
     s = (m - 1.0) / (m + 1.0)
     z = s * s
     p = z * (2 / 17) + 2 / 15
@@ -110,11 +115,14 @@ def _larger(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
-def largest_and_finite(values):  # type: ignore[no-untyped-def]
-    """Give the largest number, and whether all are finite; if not, the first means nothing."""
-    largest = values[0]
+def largest_and_finite(values, at, width):  # type: ignore[no-untyped-def]
+    """Give the largest number of a part of a 1-D array, and whether all of the part are finite.
+
+    If not, the first means nothing. at and width are u64, width at least 1.
+    """
+    largest = values[at]
     zero = values.dtype.type(0.0)
-    for k in range(len(values)):
-        largest = _larger(largest, values[k])
-        zero += values[k] * values.dtype.type(0.0)
+    for k in range(width):
+        largest = _larger(largest, values[at + k])
+        zero += values[at + k] * values.dtype.type(0.0)
     return largest, zero == 0.0

@@ -67,49 +67,53 @@ def _all_tiles(logits_BHK, labels_B, q_H, weights_BH, loss_BH, out_BHK):  # type
         _one_tile(logits, labels_B, q_H, weights_BH, loss_BH, out, first, stop, n_classes)
 
 
+# Rows are given as an array, a place and a length: a slice costs as much as a short row, two counts
+# of references that all threads see. Unsigned, because a place that may be negative, which counts
+# from the end, keeps a loop from becoming vector instructions.
 @njit(nogil=True, cache=True, error_model="numpy")
 def _one_tile(logits, labels_B, q_H, weights_BH, loss_BH, out, first, stop, n_classes):  # type: ignore[no-untyped-def]
-    n_rows = stop - first
-    n_heads = len(q_H)
+    n_rows, n_heads = stop - first, len(q_H)
     n_chunks = (n_rows * n_classes + _CHUNK - 1) // _CHUNK
     terms = np.empty(n_chunks * _CHUNK, logits.dtype)
     terms[n_rows * n_classes :] = 0.0
     # Per row: the label's logit below the largest, the sum of the terms, of all but the label's.
     below_R, sum_R, others_R = np.empty(n_rows), np.empty(n_rows), np.empty(n_rows)
+    q_R = np.empty(n_rows)
+    width = np.uint64(n_classes)
     for r in range(n_rows):
-        logits_K = logits[(first + r) * n_classes : (first + r + 1) * n_classes]
-        terms_K = terms[r * n_classes : (r + 1) * n_classes]
-        below_R[r] = _shift(logits_K, labels_B[(first + r) // n_heads], terms_K)
+        at, to = np.uint64((first + r) * n_classes), np.uint64(r * n_classes)
+        q_R[r] = q_H[(first + r) % n_heads]
+        below_R[r] = _shift(logits, at, labels_B[(first + r) // n_heads], terms, to, width)
     _exp_all(terms, n_chunks)
     for r in range(n_rows):
-        terms_K = terms[r * n_classes : (r + 1) * n_classes]
-        label = labels_B[(first + r) // n_heads]
-        term_label = terms_K[label]
-        terms_K[label] = 0.0
-        others_R[r] = _sum(terms_K)
+        at_label = r * n_classes + labels_B[(first + r) // n_heads]
+        term_label = terms[at_label]
+        terms[at_label] = 0.0
+        others_R[r] = _sum(terms, np.uint64(r * n_classes), width)
         sum_R[r] = others_R[r] + term_label
-    factor_R, gce_R = _losses(below_R, sum_R, others_R, q_H, first)
+    factor_R, gce_R = _losses(below_R, sum_R, others_R, q_R)
     for r in range(n_rows):
         sample, head = (first + r) // n_heads, (first + r) % n_heads
         loss_BH[sample, head] = gce_R[r]
         factor = factor_R[r] * weights_BH[sample, head]
-        out_K = out[(first + r) * n_classes : (first + r + 1) * n_classes]
+        to = np.uint64((first + r) * n_classes)
         # Also where a row has no answer: what is not finite does not reach the gradient.
         if gce_R[r] != gce_R[r] or factor == 0.0:
-            for k in range(n_classes):
-                out_K[k] = 0.0
+            for k in range(width):
+                out[to + k] = 0.0
             continue
-        _scale(terms[r * n_classes : (r + 1) * n_classes], factor / sum_R[r], out_K)
-        out_K[labels_B[sample]] = -factor * (others_R[r] / sum_R[r])
+        _scale(terms, np.uint64(r * n_classes), factor / sum_R[r], out, to, width)
+        out[to + np.uint64(labels_B[sample])] = -factor * (others_R[r] / sum_R[r])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _shift(logits_K, label, terms_K):  # type: ignore[no-untyped-def]
-    top, usable = largest_and_finite(logits_K)
-    for k in range(len(logits_K)):
-        terms_K[k] = logits_K[k] - top
+def _shift(logits, at, label, terms, to, width):  # type: ignore[no-untyped-def]
+    top, usable = largest_and_finite(logits, at, width)
+    for k in range(width):
+        terms[to + k] = logits[at + k] - top
     # In float64: two f32 logits can be further apart than f32 reaches.
-    return np.float64(logits_K[label]) - np.float64(top) if usable else np.nan
+    below = np.float64(logits[at + np.uint64(label)]) - np.float64(top)
+    return below if usable else np.nan
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
@@ -125,26 +129,26 @@ def _exp_all(terms, n_chunks):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def _sum(terms_K):  # type: ignore[no-untyped-def]
-    total = terms_K[0]
-    for k in range(1, len(terms_K)):
-        total += terms_K[k]
+def _sum(terms, at, width):  # type: ignore[no-untyped-def]
+    total = terms.dtype.type(0.0)
+    for k in range(width):
+        total += terms[at + k]
     return np.float64(total)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scale(terms_K, factor, out_K):  # type: ignore[no-untyped-def]
-    factor = terms_K.dtype.type(factor)
-    for k in range(len(out_K)):
-        out_K[k] = terms_K[k] * factor
+def _scale(terms, at, factor, out, to, width):  # type: ignore[no-untyped-def]
+    factor = terms.dtype.type(factor)
+    for k in range(width):
+        out[to + k] = terms[at + k] * factor
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def _losses(below_R, sum_R, others_R, q_H, first):  # type: ignore[no-untyped-def]
+def _losses(below_R, sum_R, others_R, q_R):  # type: ignore[no-untyped-def]
     """Give p_y^q and the generalised cross entropy of each row, NaN where there is none."""
     factor_R, gce_R = np.empty_like(below_R), np.empty_like(below_R)
     for r in range(len(below_R)):
-        q = q_H[(first + r) % len(q_H)]
+        q = q_R[r]
         # The label's term is 1 if it is the largest; given back by log1p it does not round a small
         # loss away.
         rest = others_R[r] if below_R[r] == 0.0 else sum_R[r] - 1.0
