@@ -36,7 +36,7 @@ struct Fit {
     double likelihood, likelihood_one, likelihood_jump;
     double centre, scale, unit, deviation;
     double variance_added;  // in squares of the unit
-    int n_iter, converged, confirmed;
+    int n_iter, converged, done;
 };
 
 SS_TEAM void write_free(const Mixture& a, double (&free_5)[5]) {
@@ -183,7 +183,7 @@ SS_TEAM void start(Team& team, const Data& data, const EmSettings& settings, Fit
     team.lead([&]() {
         const double sums_6[6] = {count_2[0], count_2[1], 0, 0, squares_2[0], squares_2[1]};
         m_step(sums_6, mean_2, settings, fit.variance_added, fit.now);
-        fit.n_iter = fit.converged = fit.confirmed = 0;
+        fit.n_iter = fit.converged = 0;
     });
 }
 
@@ -266,18 +266,18 @@ SS_TEAM void run_em(Team& team, const Data& data, const EmSettings& settings, do
         const Points points = condense(team, data, fit.deviation, scratch_N, groups_N);
         if (points.n > 0) {
             accelerated(team, points, settings, fit);
+            em_map(team, data, settings, fit, fit.now, fit.one, fit.likelihood);
             // All samples have the last word: where one more map moves nothing, the points were
             // right.
-            em_map(team, data, settings, fit, fit.now, fit.one, fit.likelihood);
             team.lead([&]() {
+                fit.done = !fit.converged || largest_step(fit.now, fit.one) <= settings.step_stop;
+                if (!fit.converged) return;
                 fit.n_iter += 1;
-                fit.confirmed =
-                    fit.converged && largest_step(fit.now, fit.one) <= settings.step_stop;
-                fit.converged = fit.confirmed;
+                fit.converged = fit.done;
                 fit.now = fit.one;
             });
+            if (fit.done) return;
         }
-        if (fit.confirmed) return;
         accelerated(team, data, settings, fit);
     }
     em_map(team, data, settings, fit, fit.now, fit.one, fit.likelihood);

@@ -44,11 +44,15 @@ def fit(z_N, settings, deviation, out_6):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True, error_model="numpy")
 def _by_points(z_N, points_M, weights_M, settings, out_6):  # type: ignore[no-untyped-def]
     n_iter, converged = _accelerated(points_M, weights_M, settings, 0, out_6)
+    one_6 = np.empty(6)
+    likelihood = em_map(z_N, z_N[:0], out_6, settings, one_6)
+    if not converged:
+        return n_iter, False, likelihood
     # All samples have the last word: where one more map moves nothing, the points were right.
-    start_5 = _free(out_6)
-    likelihood = em_map(z_N, z_N[:0], out_6, settings, out_6)
     n_iter += 1
-    if converged and np.abs(_free(out_6) - start_5).max() <= settings.step_stop:
+    step = np.abs(_free(one_6) - _free(out_6)).max()
+    out_6[:] = one_6
+    if step <= settings.step_stop:
         return n_iter, True, likelihood
     n_iter, converged = _accelerated(z_N, z_N[:0], settings, n_iter, out_6)
     return n_iter, converged, _likelihood(z_N, settings, out_6)
