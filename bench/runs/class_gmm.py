@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.timing import cost, in_new_process, interleaved, peak_rss
+from bench.timing import cost, in_new_process, interleaved
 from shardsieve_kernels.class_gmm import PRESETS, class_gmm
 from shardsieve_kernels.testing import (
     TOLERANCE,
@@ -19,9 +21,7 @@ from shardsieve_kernels.testing import (
 )
 
 TAU = 0.6
-ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-}
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 # What issue and README promise: CPU seconds of the pinned loop over ours, bytes a sample.
 GOALS = {"converged": 75.0, "sklearn-compatible": 30.0}
 BYTES_A_SAMPLE = 40.0
@@ -32,9 +32,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
     repeats = 3 if quick else 7
     return {
         "repeats": repeats,
-        "loop": "GaussianMixture(2).fit and predict_proba of each class; both loops see whole "
-        "classes, those with default threads one class in ten where there are many, scaled by "
-        "samples",
+        "loop": "GaussianMixture(2).fit and predict_proba of each class; with default threads, "
+        "where there are many classes, of one in ten, scaled by samples",
         "cases": [_measure_case(*case, repeats) for case in make_cases(quick)],
     }
 
@@ -66,11 +65,11 @@ def describe(result: dict[str, Any]) -> str:
 
 def _measure_case(name: str, sizes_K: tuple[int, ...], repeats: int) -> dict[str, Any]:
     default_share = 1.0 if len(sizes_K) < 100 else 0.1
-    # Our timings frame the loop's, so that a change of the machine's speed shows.
-    before, _, _ = in_new_process(_time_class_gmm, sizes_K, repeats)
-    pinned, _, _ = in_new_process(_time_loop, sizes_K, 1.0, environment=ONE_THREAD)
-    after, _, _ = in_new_process(_time_class_gmm, sizes_K, repeats)
-    default, _, _ = in_new_process(_time_loop, sizes_K, default_share)
+    # Ours before and after the loop, and the slower of both: the machine may have changed its speed.
+    before = in_new_process(_time_class_gmm, sizes_K, repeats)[0]
+    pinned = in_new_process(_time_loop, sizes_K, 1.0, environment=ONE_THREAD)[0]
+    after = in_new_process(_time_class_gmm, sizes_K, repeats)[0]
+    default = in_new_process(_time_loop, sizes_K, default_share)[0]
     ours = {
         preset: max(before[preset], after[preset], key=lambda one: one["cpu_s"][1])
         for preset in PRESETS
@@ -145,19 +144,17 @@ def check(sizes_K: tuple[int, ...], backend: Any) -> None:
 
 
 def _bytes_a_sample(sizes_K: tuple[int, ...]) -> float:
-    """Growth of the peak memory over that of a small call, inputs and results included."""
-    labels_N = np.repeat(np.arange(len(sizes_K), dtype=np.int32), sizes_K)
-    few = slice(None, None, len(labels_N) // 1000)
-    class_gmm(labels_N[few].astype(np.float32), labels_N[few], len(sizes_K), backend="cpu")
-    n_samples = len(labels_N)
-    del labels_N
-    before = peak_rss()
-    rng = np.random.default_rng(0)
-    losses_N = rng.standard_gamma(1.0, n_samples, np.float32)
+    """Growth of the peak memory over what a small call leaves, inputs and results included."""
+    few_N, few_labels_N = gmm_inputs(GmmCase("few", (1000, 1000)))
+    class_gmm(few_N, few_labels_N, 2, backend="cpu")
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    n_samples = sum(sizes_K)
+    losses_N = np.random.default_rng(0).standard_gamma(1.0, n_samples, np.float32)
     labels_N = np.repeat(np.arange(len(sizes_K), dtype=np.int32), sizes_K)
     fit = class_gmm(losses_N, labels_N, len(sizes_K), backend="cpu")
-    del fit
-    return round((peak_rss() - before) / n_samples, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert len(fit.p_clean_N) == len(losses_N) == n_samples
+    return round((peak - before) / n_samples, 1)
 
 
 def measure_gpu(*, quick: bool) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def test_large_classes_match_the_cpu(preset, host_twin):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), st.integers(1, 5000)
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50),
+    st.integers(1, 5000),
 )
 def test_keys_sort_by_class_then_loss(host_twin, losses, n_classes):
     losses_N = np.array(losses, np.float32)

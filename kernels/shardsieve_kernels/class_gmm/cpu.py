@@ -121,10 +121,13 @@ def _one_class(x_N, settings, min_samples, mixture_6, scores_3):  # type: ignore
     if extent <= max(EQUAL_RANGE * max(abs(first), abs(last)), TINY_RANGE):
         return ClassStatus.EQUAL.value, 0, False
 
-    centre, scale = _centre_and_scale(x_N, extent)
+    # Summed as float64 by one and the same code: how f32 losses are rounded must not show.
+    z_N = x_N.astype(np.float64)
+    centre, scale = _centre_and_scale(z_N, extent)
     unit = scale if settings.standardise else 1.0
     deviation = scale / unit
-    z_N = _in_units(x_N, centre, unit)
+    for i in range(n):
+        z_N[i] = (z_N[i] - centre) / unit
     if settings.standardise:
         settings = _settings_in_units(settings, extent / unit)
 
@@ -146,21 +149,13 @@ def _centre_and_scale(x_N, extent):  # type: ignore[no-untyped-def]
     n = len(x_N)
     total = second = 0.0
     for i in range(n):
-        total += np.float64(x_N[i])
+        total += x_N[i]
     centre = total / n
     per_extent = 1 / extent
     for i in range(n):
-        d = (np.float64(x_N[i]) - centre) * per_extent
+        d = (x_N[i] - centre) * per_extent
         second += d * d
     return centre, extent * math.sqrt(second / n)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _in_units(x_N, centre, unit):  # type: ignore[no-untyped-def]
-    z_N = np.empty(len(x_N))
-    for i in range(len(x_N)):
-        z_N[i] = (np.float64(x_N[i]) - centre) / unit
-    return z_N
 
 
 @njit(nogil=True, cache=True)
