@@ -21,7 +21,7 @@ from shardsieve_kernels.testing import (
 )
 
 TAU = 0.6
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # What issue and README promise: CPU seconds of the pinned loop over ours, bytes a sample.
 GOALS = {"converged": 75.0, "sklearn-compatible": 30.0}
 BYTES_A_SAMPLE = 40.0
@@ -65,7 +65,7 @@ def describe(result: dict[str, Any]) -> str:
 
 def _measure_case(name: str, sizes_K: tuple[int, ...], repeats: int) -> dict[str, Any]:
     default_share = 1.0 if len(sizes_K) < 100 else 0.1
-    # Ours before and after the loop, and the slower of both: the machine may have changed its speed.
+    # Ours before and after the loop, and the slower of both: a machine changes its speed.
     before = in_new_process(_time_class_gmm, sizes_K, repeats)[0]
     pinned = in_new_process(_time_loop, sizes_K, 1.0, environment=ONE_THREAD)[0]
     after = in_new_process(_time_class_gmm, sizes_K, repeats)[0]

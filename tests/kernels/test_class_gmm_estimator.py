@@ -182,7 +182,7 @@ def test_misuse_is_named():
     mixture.fit(LOSSES_N, LABELS_N)
     with pytest.raises(ValueError, match="4 fitted classes, found 4 at row 1"):
         mixture.predict(np.ones(2), np.array([3, 4]))
-    with pytest.raises(ValueError, match="losses must be finite.*found nan at row 1"):
+    with pytest.raises(ValueError, match=r"losses must be finite.*found nan at row 1"):
         mixture.predict(np.array([1.0, np.nan]), np.array([3, 3]))
 
 

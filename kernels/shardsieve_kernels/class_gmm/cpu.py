@@ -1,4 +1,4 @@
-"""class_gmm with Numba: classes sorted, then fitted in parallel, then all posteriors in parallel."""
+"""class_gmm with Numba: classes are sorted, then fitted in parallel, then come all posteriors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _group(losses_N, labels_N, next_K, grouped_N):  # type: ignore[no-untyped-de
 
 
 def _sort_groups(grouped_N: np.ndarray, starts_K: np.ndarray) -> None:
-    """Sort each class with NumPy, whose sort uses vector instructions and lets other threads run."""
+    """Sort each class with NumPy, whose sort has vector instructions and holds up no thread."""
 
     def sort(classes: range) -> None:
         for label in classes:
