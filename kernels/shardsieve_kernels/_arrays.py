@@ -1,4 +1,4 @@
-"""Arrays of NumPy, CuPy and torch as NumPy's or CuPy's own, without a copy.
+"""Arrays of other libraries as NumPy's or CuPy's own, over the same memory, and back.
 
 NumPy and CuPy have no bf16: such an array goes through the ops as its bits, u16, which no op takes
 from its caller as numbers.
@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from shardsieve_kernels._cuda import is_cupy
+
+# Numbers of the DLPack standard for memory that the host reads: CPU, and CUDA's pinned memory.
+_ON_HOST = (1, 3)
 
 
 def is_torch(array: object) -> bool:
@@ -30,21 +33,38 @@ def dtype_name(array: Any) -> str:
 
 
 def as_plain(array: Any) -> Any:
-    """Return a NumPy or CuPy array of the same memory; of bf16, its bits as u16."""
-    is_bits = dtype_name(array) == "bfloat16"
+    """View an array as NumPy's if its memory is the host's, as CuPy's if it is a GPU's.
+
+    Nothing is copied; a graph that a tensor is part of is left out. What offers none of
+    ``__array_interface__``, ``__cuda_array_interface__`` and DLPack is returned as it is, for the
+    checks to name it.
+
+    Args:
+        array: a NumPy or CuPy array, a torch tensor, or what follows one of the three protocols.
+
+    Returns:
+        A ``numpy.ndarray`` or ``cupy.ndarray`` of the same memory, of bf16 its bits as u16; or
+        `array` itself.
+    """
+    if isinstance(array, np.ndarray) or is_cupy(array):
+        return array.view(np.uint16) if dtype_name(array) == "bfloat16" else array
     if is_torch(array):
         import torch
 
         array = array.detach()
+        is_bits = array.dtype == torch.bfloat16
         if is_bits:
             array = array.view(torch.int16)
-        if array.device.type == "cuda":
-            import cupy
-
-            array = cupy.asarray(array)
-        else:
-            array = array.numpy()
-    return array.view(np.uint16) if is_bits else array
+        plain = _cupy().asarray(array) if array.device.type == "cuda" else array.numpy()
+        return plain.view(np.uint16) if is_bits else plain
+    if hasattr(array, "__cuda_array_interface__"):
+        return _cupy().asarray(array)
+    if hasattr(array, "__array_interface__"):
+        return np.asarray(array)
+    if hasattr(array, "__dlpack_device__"):
+        on_host = array.__dlpack_device__()[0] in _ON_HOST
+        return (np if on_host else _cupy()).from_dlpack(array)
+    return array
 
 
 def as_like(plain: Any, like: Any) -> Any:
@@ -94,3 +114,9 @@ def narrow(values: np.ndarray, out: np.ndarray) -> None:
     # What is cut off rounds up from a half on; at a half only if the last bit kept is odd.
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     out[...] = np.where(np.isnan(values), 0x7FC0, rounded)
+
+
+def _cupy() -> Any:
+    import cupy
+
+    return cupy

@@ -14,7 +14,6 @@ from shardsieve_kernels.testing import (
     web_sizes,
 )
 
-BOTH = ["reference", "cpu"]
 ALL_PRESETS = list(PRESETS)
 CASES = {case.name: case for case in GMM_CASES}
 COUNTS = ("n_iter_K", "converged_K", "status_K")
@@ -46,14 +45,13 @@ def test_cases_reach_every_status():
     assert seen == set(ClassStatus)
 
 
-@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("preset", ALL_PRESETS)
-def test_a_class_not_fitted_says_so_and_keeps_all(preset, name):
+def test_a_class_not_fitted_says_so_and_keeps_all(preset, any_backend):
     rng = np.random.default_rng(0)
     outlier = np.append(rng.normal(1, 0.1, 400), 500.0)
     parts = [rng.normal(1, 0.5, 19), np.full(50, 1 / 3), outlier, rng.normal(1, 0.5, 20)]
     labels_N = np.repeat([1, 2, 3, 4], [len(part) for part in parts])
-    fit = class_gmm(np.concatenate(parts), labels_N, 5, preset=preset, backend=name)
+    fit = class_gmm(np.concatenate(parts), labels_N, 5, preset=preset, backend=any_backend)
     assert [ClassStatus(code).name for code in fit.status_K] == [
         "EMPTY", "TOO_FEW", "EQUAL", "COLLAPSED", "FITTED",
     ]  # fmt: skip
@@ -65,23 +63,21 @@ def test_a_class_not_fitted_says_so_and_keeps_all(preset, name):
     assert (fit.n_iter_K > 0).tolist() == [False, False, False, True, True]
 
 
-@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("preset", ALL_PRESETS)
-def test_the_smallest_component_allowed_is_two_samples_or_one_in_200(preset, name):
+def test_the_smallest_component_allowed_is_two_samples_or_one_in_200(preset, any_backend):
     rng = np.random.default_rng(6)
     sizes, outliers = [40, 40, 1000, 1000, 2000, 2000], [1, 2, 4, 5, 9, 10]
     parts = [rng.normal(1.0, 0.1, size) for size in sizes]
     for part, count in zip(parts, outliers, strict=True):
         part[:count] += 100.0
     labels_N = np.repeat(np.arange(6), sizes)
-    fit = class_gmm(np.concatenate(parts), labels_N, 6, preset=preset, backend=name)
+    fit = class_gmm(np.concatenate(parts), labels_N, 6, preset=preset, backend=any_backend)
     assert fit.status_K.tolist() == [ClassStatus.COLLAPSED, ClassStatus.FITTED] * 3
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_min_samples_moves_the_border(name):
+def test_min_samples_moves_the_border(any_backend):
     losses_N, labels_N = gmm_inputs(GmmCase("pair", (30, 31)))
-    fit = class_gmm(losses_N, labels_N, 2, min_samples=31, backend=name)
+    fit = class_gmm(losses_N, labels_N, 2, min_samples=31, backend=any_backend)
     assert fit.status_K.tolist() == [ClassStatus.TOO_FEW, ClassStatus.FITTED]
 
 
@@ -121,13 +117,12 @@ def test_dtypes_and_strides_do_not_matter(dtype, backend):
     assert got.p_clean_N.tobytes() == want.p_clean_N.tobytes()
 
 
-@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("unit", [1e-3, 1e-30, 1e30])
-def test_converged_does_not_depend_on_the_unit(unit, name):
+def test_converged_does_not_depend_on_the_unit(unit, any_backend):
     losses_N, labels_N = gmm_inputs(CASES["web"])
     losses_N = losses_N.astype(np.float64)
-    first = class_gmm(losses_N, labels_N, 60, backend=name)
-    scaled = class_gmm(losses_N * unit, labels_N, 60, backend=name)
+    first = class_gmm(losses_N, labels_N, 60, backend=any_backend)
+    scaled = class_gmm(losses_N * unit, labels_N, 60, backend=any_backend)
     assert_same_decision(scaled.p_clean_N, first.p_clean_N, threshold=0.6, slack=1e-6)
     np.testing.assert_allclose(scaled.p_clean_N, first.p_clean_N, rtol=0, atol=1e-6)
     np.testing.assert_allclose(scaled.means_K2, first.means_K2 * unit, rtol=1e-6)
@@ -152,34 +147,31 @@ def test_matches_reference_with_added_variance(reg_covar, preset, backend):
     assert_same_decision(got.p_clean_N, want.p_clean_N, threshold=0.6, slack=1e-6)
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_added_variance_is_a_share_of_the_squared_range(name):
+def test_added_variance_is_a_share_of_the_squared_range(any_backend):
     losses_N, labels_N = gmm_inputs(CASES["odd-sizes"])
     losses_N = losses_N.astype(np.float64)
-    fit = class_gmm(losses_N, labels_N, 4, reg_covar=0.01, backend=name)
-    scaled = class_gmm(losses_N * 1e-3, labels_N, 4, reg_covar=0.01, backend=name)
+    fit = class_gmm(losses_N, labels_N, 4, reg_covar=0.01, backend=any_backend)
+    scaled = class_gmm(losses_N * 1e-3, labels_N, 4, reg_covar=0.01, backend=any_backend)
     np.testing.assert_allclose(scaled.p_clean_N, fit.p_clean_N, rtol=0, atol=1e-6)
     for label in np.flatnonzero(fit.status_K == ClassStatus.FITTED):
         extent = np.ptp(losses_N[labels_N == label])
         assert fit.variances_K2[label].min() >= 0.01 * extent**2
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_converged_does_not_depend_on_an_offset(name):
+def test_converged_does_not_depend_on_an_offset(any_backend):
     losses_N, labels_N = gmm_inputs(CASES["odd-sizes"])
     losses_N = losses_N.astype(np.float64)
-    first = class_gmm(losses_N, labels_N, 4, backend=name)
-    moved = class_gmm(losses_N + 1000.0, labels_N, 4, backend=name)
+    first = class_gmm(losses_N, labels_N, 4, backend=any_backend)
+    moved = class_gmm(losses_N + 1000.0, labels_N, 4, backend=any_backend)
     np.testing.assert_allclose(moved.p_clean_N, first.p_clean_N, rtol=0, atol=1e-6)
     np.testing.assert_allclose(moved.variances_K2, first.variances_K2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_two_clear_modes_are_found(name):
+def test_two_clear_modes_are_found(any_backend):
     rng = np.random.default_rng(2)
     noisy_N = rng.random(20_000) < 0.3
     losses_N = np.where(noisy_N, rng.normal(6.0, 0.8, 20_000), rng.normal(1.0, 0.4, 20_000))
-    fit = class_gmm(losses_N, np.zeros(20_000, int), 1, backend=name)
+    fit = class_gmm(losses_N, np.zeros(20_000, int), 1, backend=any_backend)
     np.testing.assert_allclose(fit.weights_K2[0], [0.7, 0.3], atol=0.01)
     np.testing.assert_allclose(fit.means_K2[0], [1.0, 6.0], atol=0.03)
     np.testing.assert_allclose(fit.variances_K2[0], [0.16, 0.64], atol=0.03)
@@ -189,44 +181,42 @@ def test_two_clear_modes_are_found(name):
     assert fit.bic_gain_K[0] > 10_000
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_mirrored_start_is_the_same_on_every_backend(name):
+def test_mirrored_start_is_the_same_on_every_backend(any_backend):
     """A symmetric class has two equally good splits; the lower one must be taken everywhere."""
     # The upper cut is better by less than rounding may hide, so it must not be preferred.
     losses_N = np.repeat([0.0, 1.0, 2.0 + 1e-12], 40)
-    fit = class_gmm(losses_N, np.zeros(120, int), 1, preset="sklearn-compatible", backend=name)
+    fit = class_gmm(
+        losses_N, np.zeros(120, int), 1, preset="sklearn-compatible", backend=any_backend
+    )
     assert fit.weights_K2[0, 0] < 0.5
     assert (fit.p_clean_N > 0.5).tolist() == [True] * 40 + [False] * 80
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_components_that_cross_are_named_by_where_they_end(name):
+def test_components_that_cross_are_named_by_where_they_end(any_backend):
     """A narrow mode inside a wide one; EM takes the lower start to the higher mean here."""
     rng = np.random.default_rng(37)
     size = int(rng.integers(40, 300))
     narrow_N = rng.normal(1, rng.uniform(0.05, 0.3), size)
     wide_N = rng.normal(1 - rng.uniform(0, 0.3), rng.uniform(0.5, 2), size // 2)
     losses_N = 3 - np.concatenate([narrow_N, wide_N])
-    fit = class_gmm(losses_N, np.zeros(len(losses_N), int), 1, backend=name)
+    fit = class_gmm(losses_N, np.zeros(len(losses_N), int), 1, backend=any_backend)
     assert fit.status_K[0] == ClassStatus.FITTED
     assert fit.means_K2[0, 0] < fit.means_K2[0, 1] - 1e-3
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_a_hair_below_the_smallest_component_is_enough(name):
+def test_a_hair_below_the_smallest_component_is_enough(any_backend):
     rng = np.random.default_rng(6)
     clean_N = np.clip(rng.normal(1.0, 0.1, 995), 0.7, 1.3)
     losses_N = np.concatenate([clean_N, 1.66 + 0.01 * np.linspace(-1, 1, 5)])
-    fit = class_gmm(losses_N, np.zeros(1000, int), 1, backend=name)
+    fit = class_gmm(losses_N, np.zeros(1000, int), 1, backend=any_backend)
     assert 5 * (1 - 1e-6) < 1000 * fit.weights_K2[0, 1] < 5
     assert fit.status_K[0] == ClassStatus.FITTED
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_a_spike_of_duplicates_keeps_a_finite_likelihood(name):
+def test_a_spike_of_duplicates_keeps_a_finite_likelihood(any_backend):
     rng = np.random.default_rng(4)
     losses_N = np.concatenate([np.zeros(300), rng.normal(3.0, 1.0, 500)])
-    fit = class_gmm(losses_N, np.zeros(800, int), 1, backend=name)
+    fit = class_gmm(losses_N, np.zeros(800, int), 1, backend=any_backend)
     assert fit.status_K[0] == ClassStatus.FITTED
     floor = 1e-6 * losses_N.var()
     assert fit.variances_K2[0, 0] == pytest.approx(floor, rel=1e-6)

@@ -6,10 +6,11 @@ Shapes: N samples, K classes, 2 components: 0 is clean (the lower mean), 1 is no
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
+from shardsieve_kernels._arrays import as_plain
 from shardsieve_kernels._backend import Backend, implementation
 from shardsieve_kernels._checks import (
     FLOATS,
@@ -22,8 +23,12 @@ from shardsieve_kernels._checks import (
     check_same_length,
 )
 
+if TYPE_CHECKING:
+    from shardsieve_kernels.class_gmm.estimator import ClassGaussianMixture
+
 __all__ = [
     "PRESETS",
+    "ClassGaussianMixture",
     "ClassStatus",
     "EmSettings",
     "GmmFit",
@@ -33,6 +38,16 @@ __all__ = [
 ]
 
 Preset = Literal["converged", "sklearn-compatible"]
+
+
+def __getattr__(name: str) -> Any:
+    # The estimator needs scikit-learn, which takes a second to import and the op does not use.
+    if name == "ClassGaussianMixture":
+        from shardsieve_kernels.class_gmm.estimator import ClassGaussianMixture
+
+        return ClassGaussianMixture
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # Squares of larger losses would come near the end of float64.
 LOSS_LIMIT = 1e100
@@ -106,8 +121,8 @@ class GmmFit(NamedTuple):
 
 
 def class_gmm(
-    losses_N: np.ndarray,
-    labels_N: np.ndarray,
+    losses_N: Any,
+    labels_N: Any,
     n_classes: int,
     *,
     preset: Preset = "converged",
@@ -123,8 +138,10 @@ def class_gmm(
     ``sklearn.mixture.GaussianMixture(2)`` with its defaults stops, from the same start.
 
     Args:
-        losses_N: (N,) f16, f32 or f64, finite, any unit (nats for cross entropy).
-        labels_N: (N,) i32 or i64 in [0, n_classes).
+        losses_N: (N,) f16, f32 or f64, finite, any unit (nats for cross entropy). An array of
+            NumPy, CuPy or torch, or one that follows ``__array_interface__``,
+            ``__cuda_array_interface__`` or DLPack; none is copied to be read.
+        labels_N: (N,) i32 or i64 in [0, n_classes), such an array as well.
         n_classes: K, at least 1.
         preset: see above; PRESETS holds the numbers.
         min_samples: classes with fewer samples are not fitted; at least 2.
@@ -135,7 +152,8 @@ def class_gmm(
 
     Returns:
         GmmFit. Whether a class not fitted, or fitted with a low separation or BIC gain, is judged
-        in another way is for the caller to decide.
+        in another way is for the caller to decide. With backend "gpu" the fields are CuPy arrays
+        if an argument is on a GPU, else they are NumPy's.
 
     Raises:
         TypeError: an argument has another type or dtype.
@@ -146,6 +164,7 @@ def class_gmm(
         The order of the samples changes no bit of a class's fit or a sample's posterior. Same
         backend, same bits. Backends agree to ``testing.TOLERANCE["class_gmm"]``.
     """
+    losses_N, labels_N = as_plain(losses_N), as_plain(labels_N)
     check_array("losses_N", losses_N, 1, FLOATS, backend)
     check_array("labels_N", labels_N, 1, INTEGERS, backend)
     check_same_length("losses_N", losses_N, "labels_N", labels_N)
