@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -17,14 +15,16 @@ _SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
 
 
 @njit(error_model="numpy", fastmath={"contract"}, inline="always")
-def exp_nonpositive(x):  # type: ignore[no-untyped-def]
-    """exp(x) for x <= 0, to 1e-12 of itself; what is below -700 counts as -700.
+def exp_and_expm1_nonpositive(x):  # type: ignore[no-untyped-def]
+    """exp(x) and exp(x) - 1 for x <= 0, both to 1e-12 of themselves; below -700 counts as -700.
 
     exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where the Taylor polynomial of degree 10 is exact to
     r^11 / 11! < 3e-13. exp(0) is exactly 1.
     """
     x = max(x, -700.0)
-    n = math.floor(x * _LOG2_E + 0.5)
+    # Adding 1.5 * 2^52 rounds to a whole number and leaves it in the low bits.
+    marked = x * _LOG2_E + 6755399441055744.0
+    n = marked - 6755399441055744.0
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = r * (1 / 3628800) + 1 / 362880
     p = p * r + 1 / 40320
@@ -34,10 +34,15 @@ def exp_nonpositive(x):  # type: ignore[no-untyped-def]
     p = p * r + 1 / 24
     p = p * r + 1 / 6
     p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    # 2^n, by its exponent bits.
-    return p * np.int64(np.int64(1023 + np.int32(n)) << 52).view(np.float64)
+    p = p * r * r + r
+    scale = np.int64((np.float64(marked).view(np.int64) << 52) + _ONE_BITS).view(np.float64)
+    return scale * p + scale, scale * p + (scale - 1.0)
+
+
+@njit(error_model="numpy", fastmath={"contract"}, inline="always")
+def exp_nonpositive(x):  # type: ignore[no-untyped-def]
+    """exp(x) for x <= 0, to 1e-12 of itself; what is below -700 counts as -700."""
+    return exp_and_expm1_nonpositive(x)[0]
 
 
 @njit(error_model="numpy", fastmath={"contract"}, inline="always")
@@ -59,27 +64,6 @@ def exp_nonpositive_single(x):  # type: ignore[no-untyped-def]
     # Times 2^n, by adding n to its exponent bits.
     bits = np.int32(np.float32(p).view(np.int32) + (np.float32(marked).view(np.int32) << 23))
     return bits.view(np.float32) if x >= np.float32(-87.3) else np.float32(0.0)
-
-
-@njit(error_model="numpy", fastmath={"contract"}, inline="always")
-def exp_and_expm1_nonpositive(x):  # type: ignore[no-untyped-def]
-    """exp(x) and exp(x) - 1 for x <= 0, both to 1e-12 of themselves; below -700 counts as -700."""
-    x = max(x, -700.0)
-    # Adding 1.5 * 2^52 rounds to a whole number and leaves it in the low bits.
-    marked = x * _LOG2_E + 6755399441055744.0
-    n = marked - 6755399441055744.0
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    p = r * (1 / 3628800) + 1 / 362880
-    p = p * r + 1 / 40320
-    p = p * r + 1 / 5040
-    p = p * r + 1 / 720
-    p = p * r + 1 / 120
-    p = p * r + 1 / 24
-    p = p * r + 1 / 6
-    p = p * r + 0.5
-    p = p * r * r + r
-    scale = np.int64((np.float64(marked).view(np.int64) << 52) + _ONE_BITS).view(np.float64)
-    return scale * p + scale, scale * p + (scale - 1.0)
 
 
 @njit(error_model="numpy", fastmath={"contract"}, inline="always")
