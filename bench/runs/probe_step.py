@@ -17,7 +17,7 @@ N_FEATURES = 768
 
 def measure(*, quick: bool) -> dict[str, Any]:
     """Times both on one thread on the batches of a probe, and the two products of such a step."""
-    repeats = 5 if quick else 41
+    repeats = 3 if quick else 11
     n_samples = 512 if quick else 8192
     one_thread = {f"{name}_NUM_THREADS": "1" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL")}
     shapes = [(n_samples, 1, 14), (n_samples, 16, 14), (n_samples, 1, 100), (n_samples, 1, 1000)]
