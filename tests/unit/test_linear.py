@@ -31,7 +31,10 @@ def blobs(n_samples=400, n_classes=4, dim=12, noise=0.3, seed=0):
     return features.astype(np.float32), given.astype(np.int32), true
 
 
-def train(features, labels, specs=(HeadSpec(),), n_classes=4, **settings):
+PLAIN = HeadSpec()
+
+
+def train(features, labels, specs=(PLAIN,), n_classes=4, **settings):
     options = {
         name: settings.pop(name)
         for name in ("rows", "fold_N", "weight", "seed", "on_epoch")
@@ -176,7 +179,7 @@ def test_heads_side_by_side_are_the_heads_alone(solver):
     together, curve = train(values, given, specs, **settings)
     for head, spec in enumerate(specs):
         alone, own_curve = train(values, given, [spec], **settings)
-        # ridge chooses its penalty for the first head, and mm starts there and ends near its optimum.
+        # ridge chooses its penalty for the first head; mm starts there, ends near its optimum.
         tolerance = {"minibatch": 1e-4, "ridge": 0.05, "mm": 0.05}[solver]
         torch.testing.assert_close(
             together.weight_DHK[:, head], alone.weight_DHK[:, 0], rtol=tolerance, atol=tolerance

@@ -32,8 +32,8 @@ def make(kind, features, batch_size=100, piece_rows=64, **more):
     scaling = fit_scaling(features, rows, "none", CPU)
     options = {"batch_size": batch_size, "piece_rows": piece_rows, "seed": 0, "device": CPU}
     if kind is Resident:
-        more = {"dtype": torch.float32}
-    return kind(features, rows, scaling, **options, **more)
+        return Resident.load(features, rows, scaling, **options, dtype=torch.float32)
+    return Streamed(features, rows, scaling, **options, **more)
 
 
 def numbered():

@@ -153,6 +153,31 @@ class Resident:
 
     def __init__(
         self,
+        inputs_RD: torch.Tensor,
+        order: torch.Tensor,
+        *,
+        batch_size: int,
+        piece_rows: int,
+        seed: int,
+    ) -> None:
+        """Takes scaled features in a shuffled order.
+
+        Args:
+            inputs_RD: f16 or f32, on the device.
+            order: (R,) i64, position of each row as it lies there.
+            batch_size: Rows in a step, nearly.
+            piece_rows: Rows that go through the products together.
+            seed: Of the order of the batches.
+        """
+        self.dtype = inputs_RD.dtype
+        self.order = order
+        self.per_epoch = math.ceil(len(inputs_RD) / batch_size)
+        self._inputs, self._piece_rows, self._seed = inputs_RD, piece_rows, seed
+        self._edges = np.linspace(0, len(inputs_RD), self.per_epoch + 1).round().astype(int)
+
+    @classmethod
+    def load(
+        cls,
         features: FeatureSource,
         rows: npt.NDArray[np.int64],
         scaling: Scaling,
@@ -162,21 +187,17 @@ class Resident:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
-    ) -> None:
-        """Loads the features block by block."""
-        self.dtype = dtype
-        self.per_epoch = math.ceil(len(rows) / batch_size)
-        self._piece_rows, self._seed = piece_rows, seed
-        self._edges = np.linspace(0, len(rows), self.per_epoch + 1).round().astype(int)
+    ) -> Resident:
+        """Reads the features in their order, block by block, and lays them down shuffled."""
         shuffled = np.random.default_rng([seed, 0]).permutation(len(rows))
-        self.order = torch.from_numpy(shuffled).to(device)
-        """(R,) position of each row as it lies here."""
-        place = torch.empty_like(self.order)
-        place[self.order] = torch.arange(len(rows), device=device)
-        self._inputs = torch.empty(len(rows), features.dim, dtype=dtype, device=device)
+        order = torch.from_numpy(shuffled).to(device)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(rows), device=device)
+        inputs_RD = torch.empty(len(rows), features.dim, dtype=dtype, device=device)
         for part, block in sequential(features, rows, 16_384):
             scaled = scaling.apply_(torch.from_numpy(block).to(device).float())
-            self._inputs.index_copy_(0, place[part], scaled.to(dtype))
+            inputs_RD.index_copy_(0, place[part], scaled.to(dtype))
+        return cls(inputs_RD, order, batch_size=batch_size, piece_rows=piece_rows, seed=seed)
 
     def epoch(self, epoch: int) -> Iterator[Iterator[Piece]]:
         """See `Batches`."""
@@ -212,7 +233,7 @@ def make_batches(
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if len(rows) * features.dim * 2 + _GPU_SLACK_BYTES < free:
-            return Resident(
+            return Resident.load(
                 features,
                 rows,
                 scaling,

@@ -13,13 +13,17 @@ import torch
 from shardsieve_kernels import Backend
 from shardsieve_kernels.probe_step import probe_step
 
-# Bounds the logits at hand: 32 MB of f32, of which a piece of a batch is a share.
-_LOGITS_AT_ONCE = 8_388_608
+# Bounds the logits at hand, of which a piece of a batch is a share: 32 MB of f32 on a CPU, 128 MB
+# of f16 on a GPU, where small pieces would wait for their launches.
+_CPU_LOGITS, _GPU_LOGITS = 8_388_608, 67_108_864
+_CPU_ROWS, _GPU_ROWS = 8192, 262_144
 
 
-def rows_at_once(n_columns: int) -> int:
+def rows_at_once(n_columns: int, device: torch.device) -> int:
     """How many samples go through the products together, for H K columns."""
-    return max(128, min(8192, _LOGITS_AT_ONCE // n_columns))
+    if device.type == "cuda":
+        return max(1024, min(_GPU_ROWS, _GPU_LOGITS // n_columns))
+    return max(128, min(_CPU_ROWS, _CPU_LOGITS // n_columns))
 
 
 class LossGradient:

@@ -120,23 +120,27 @@ def train_minibatch(
             # A copy where products are of f16; the parameters themselves otherwise.
             current = parameters.to(batches.dtype)
             n_rows = 0
+            weighted = False
             total_H = torch.zeros(len(specs), device=device)
             for inputs_BD, where in batch:
                 labels_B, weights_BH = targets.at(where)
                 loss_BH = losses.add_to(
                     gradient, inputs_BD, current, labels_B, weights_BH, first=n_rows == 0
                 )
-                if weights_BH is None:
-                    total_H += len(labels_B)
-                else:
+                if weights_BH is not None:
+                    weighted = True
                     loss_BH = loss_BH * weights_BH
                     total_H += weights_BH.sum(0)
                 curve[epoch] += loss_BH.sum(0)
                 n_rows += len(labels_B)
-            seen_H += total_H
-            # A head that may see none of the batch has no gradient to divide.
-            share_H = torch.where(total_H > 0, total_H, 1.0).reciprocal()
-            gradient.mul_(share_H.repeat_interleave(n_classes))
+            if weighted:
+                seen_H += total_H
+                # A head that may see none of the batch has no gradient to divide.
+                share_H = torch.where(total_H > 0, total_H, 1.0).reciprocal()
+                gradient.mul_(share_H.repeat_interleave(n_classes))
+            else:
+                seen_H += n_rows
+                gradient.mul_(1 / n_rows)
             optimiser.step(gradient)
             advance(n_rows)
         curve[epoch] /= seen_H

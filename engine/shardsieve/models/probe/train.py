@@ -90,7 +90,7 @@ def train_heads(
         rows,
         scaling,
         batch_size=config.batch_size,
-        piece_rows=rows_at_once(len(specs) * n_classes),
+        piece_rows=rows_at_once(len(specs) * n_classes, device),
         seed=seed,
         device=device,
     )
