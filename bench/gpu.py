@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,31 @@ def median_ms(call: Callable[[], object], repeats: int = 20, warmups: int = 3) -
 
     times = benchmark(call, n_repeat=repeats, n_warmup=warmups).gpu_times
     return float(np.median(times)) * 1e3
+
+
+def beside_copy(
+    call: Callable[[], object], n_bytes: int, copying: Callable[[], object], copied_bytes: int
+) -> dict[str, Any]:
+    """Times a call and a plain copy within the memory.
+
+    Args:
+        call: What is measured.
+        n_bytes: What it has to read and write.
+        copying: The copy.
+        copied_bytes: What that reads and writes.
+
+    Returns:
+        Milliseconds, both rates, their ratio, and the bytes that the call takes beside its inputs.
+    """
+    ms, copy_ms = median_ms(call), median_ms(copying)
+    rate, copy_rate = n_bytes / ms, copied_bytes / copy_ms
+    return {
+        "ms": round(ms, 4),
+        "gb_per_s": round(rate / 1e6, 1),
+        "copy_gb_per_s": round(copy_rate / 1e6, 1),
+        "share_of_copy": round(rate / copy_rate, 3),
+        "extra_bytes": resident_bytes(call),
+    }
 
 
 def resident_bytes(call: Callable[[], object]) -> int:

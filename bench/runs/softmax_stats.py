@@ -103,7 +103,7 @@ def measure_gpu(*, quick: bool) -> dict[str, Any]:
     """Bytes per second of softmax_stats on resident logits, beside a copy within the memory."""
     import cupy as cp
 
-    from bench.gpu import median_ms, resident_bytes
+    from bench.gpu import beside_copy
 
     few_NK, few_N = make_logits(4000, 1000)
     check(few_NK, few_N, "gpu")
@@ -117,20 +117,9 @@ def measure_gpu(*, quick: bool) -> dict[str, Any]:
         copy = cp.empty_like(logits_NK)
         call = lambda a=logits_NK, b=labels_N: softmax_stats(a, b, q=Q, backend="gpu")  # noqa: E731
         copying = lambda a=logits_NK, b=copy: cp.copyto(b, a)  # noqa: E731
-        ms, copy_ms = median_ms(call), median_ms(copying)
         n_bytes = logits_NK.nbytes + labels_N.nbytes + 24 * n_samples
-        rate, copy_rate = n_bytes / ms, 2 * logits_NK.nbytes / copy_ms
-        cases.append(
-            {
-                "samples": n_samples,
-                "classes": n_classes,
-                "ms": round(ms, 4),
-                "gb_per_s": round(rate / 1e6, 1),
-                "copy_gb_per_s": round(copy_rate / 1e6, 1),
-                "share_of_copy": round(rate / copy_rate, 3),
-                "extra_bytes": resident_bytes(call),
-            }
-        )
+        measured = beside_copy(call, n_bytes, copying, 2 * logits_NK.nbytes)
+        cases.append({"samples": n_samples, "classes": n_classes, **measured})
         del logits_NK, copy
     return {"repeats": 20, "cases": cases}
 

@@ -6,6 +6,7 @@ from its caller as numbers.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,19 @@ def as_like(plain: Any, like: Any) -> Any:
 
     tensor = torch.as_tensor(plain.view(np.int16) if is_bits else plain)
     return tensor.view(torch.bfloat16) if is_bits else tensor
+
+
+def stream_of(array: Any) -> AbstractContextManager[Any]:
+    """Make CuPy launch where torch's current stream waits for it, if the array is torch's."""
+    if not is_torch(array) or array.device.type != "cuda":
+        return nullcontext()
+    import cupy
+    import torch
+
+    stream: AbstractContextManager[Any] = cupy.cuda.ExternalStream(
+        torch.cuda.current_stream(array.device).cuda_stream, array.device.index
+    )
+    return stream
 
 
 def widen(plain: np.ndarray, dtype: Any) -> np.ndarray:

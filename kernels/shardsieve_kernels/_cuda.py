@@ -62,3 +62,11 @@ def like_inputs(inputs: tuple[object, ...], outputs: tuple[Any, ...]) -> tuple[A
     if any(is_cupy(array) for array in inputs):
         return outputs
     return tuple(array.get() for array in outputs)
+
+
+def lanes_and_items(n_classes: int) -> tuple[int, int]:
+    """Choose how many threads share a row, and how many columns each reads at a time."""
+    for lanes, items in ((1, 4), (4, 4), (8, 8), (32, 8)):
+        if n_classes <= lanes * items:
+            return lanes, items
+    return 32, 32

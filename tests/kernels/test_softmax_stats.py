@@ -197,7 +197,7 @@ def test_bad_input_is_refused_alike(bad, any_backend):
         softmax_stats(**arguments, backend=any_backend)
 
 
-# The kernels of every row length that gpu.lanes_and_items chooses for, and one that is too short.
+# The kernels of every row length that lanes_and_items chooses for, and one that is too short.
 VARIANTS = ("1x4", "4x4", "8x8", "32x8", "32x32")
 
 

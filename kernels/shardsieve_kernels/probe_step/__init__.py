@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardsieve_kernels._arrays import as_like, as_plain, dtype_name, is_on_gpu
+from shardsieve_kernels._arrays import as_like, as_plain, dtype_name, is_on_gpu, stream_of
 from shardsieve_kernels._backend import Backend, implementation
 from shardsieve_kernels._checks import (
     FLOATS,
@@ -98,7 +98,8 @@ def probe_step(
         gradient = as_plain(out)
         _check_memory(gradient, logits)
     run = implementation("probe_step", backend)
-    loss, gradient = run(logits, labels, q, weights, gradient)
+    with stream_of(logits_BHK):
+        loss, gradient = run(logits, labels, q, weights, gradient)
     return ProbeStep(
         as_like(loss, logits_BHK), as_like(gradient, logits_BHK) if out is None else out
     )

@@ -11,18 +11,17 @@ from numba import njit, prange
 
 from shardsieve_kernels._arrays import narrow, widen
 from shardsieve_kernels._vector import (
-    all_finite,
     exp_and_expm1_nonpositive,
     exp_nonpositive,
     exp_nonpositive_single,
-    largest,
+    largest_and_finite,
     log1p_nonnegative,
 )
 from shardsieve_kernels.probe_step import Q_IS_ZERO
 
 _F32_MAX = float(np.finfo(np.float32).max)
 _TILE = 2048
-_CHUNK = 64
+_CHUNK = 32
 # Numba has no f16 on a CPU, and NumPy no bf16: such rows are widened a block at a time.
 _BLOCK_ELEMENTS = 131_072
 
@@ -40,8 +39,9 @@ def probe_step(
         out = np.empty(logits_BHK.shape, logits_BHK.dtype)
     labels_B = np.ascontiguousarray(labels_B, np.int32)
     q_H = np.where(q_H < Q_IS_ZERO, 0.0, q_H.astype(np.float64))
-    weights_BH = np.ones((1, 1), np.float32) if weights_BH is None else weights_BH
-    weights_BH = np.broadcast_to(weights_BH, (n_samples, n_heads))
+    if weights_BH is None:
+        weights_BH = np.ones((n_samples, n_heads), np.float32)
+    weights_BH = np.ascontiguousarray(weights_BH)
     loss_BH = np.empty((n_samples, n_heads), np.float32)
     if logits_BHK.dtype.itemsize > 2:
         _all_tiles(np.ascontiguousarray(logits_BHK), labels_B, q_H, weights_BH, loss_BH, out)
@@ -77,66 +77,66 @@ def _one_tile(logits, labels_B, q_H, weights_BH, loss_BH, out, first, stop, n_cl
     # Per row: the label's logit below the largest, the sum of the terms, of all but the label's.
     below_R, sum_R, others_R = np.empty(n_rows), np.empty(n_rows), np.empty(n_rows)
     for r in range(n_rows):
-        label = labels_B[(first + r) // n_heads]
-        below_R[r] = _shift(logits, (first + r) * n_classes, terms, r * n_classes, n_classes, label)
+        logits_K = logits[(first + r) * n_classes : (first + r + 1) * n_classes]
+        terms_K = terms[r * n_classes : (r + 1) * n_classes]
+        below_R[r] = _shift(logits_K, labels_B[(first + r) // n_heads], terms_K)
     _exp_all(terms, n_chunks)
     for r in range(n_rows):
+        terms_K = terms[r * n_classes : (r + 1) * n_classes]
         label = labels_B[(first + r) // n_heads]
-        term_label = terms[r * n_classes + label]
-        terms[r * n_classes + label] = 0.0
-        others_R[r] = _sum(terms, r * n_classes, n_classes)
+        term_label = terms_K[label]
+        terms_K[label] = 0.0
+        others_R[r] = _sum(terms_K)
         sum_R[r] = others_R[r] + term_label
     factor_R, gce_R = _losses(below_R, sum_R, others_R, q_H, first)
     for r in range(n_rows):
         sample, head = (first + r) // n_heads, (first + r) % n_heads
         loss_BH[sample, head] = gce_R[r]
         factor = factor_R[r] * weights_BH[sample, head]
+        out_K = out[(first + r) * n_classes : (first + r + 1) * n_classes]
         # Also where a row has no answer: what is not finite does not reach the gradient.
-        at = (first + r) * n_classes
         if gce_R[r] != gce_R[r] or factor == 0.0:
-            out[at : at + n_classes] = 0.0
+            for k in range(n_classes):
+                out_K[k] = 0.0
             continue
-        _scale(terms, r * n_classes, out, at, n_classes, factor / sum_R[r])
-        out[at + labels_B[sample]] = -factor * (others_R[r] / sum_R[r])
+        _scale(terms[r * n_classes : (r + 1) * n_classes], factor / sum_R[r], out_K)
+        out_K[labels_B[sample]] = -factor * (others_R[r] / sum_R[r])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _shift(logits, at, terms, to, n_classes, label):  # type: ignore[no-untyped-def]
-    if not all_finite(logits, at, at + n_classes):
-        terms[to : to + n_classes] = 0.0
-        return np.nan
-    top = largest(logits, at, at + n_classes)
-    for k in range(n_classes):
-        terms[to + k] = logits[at + k] - top
+def _shift(logits_K, label, terms_K):  # type: ignore[no-untyped-def]
+    top, usable = largest_and_finite(logits_K)
+    for k in range(len(logits_K)):
+        terms_K[k] = logits_K[k] - top
     # In float64: two f32 logits can be further apart than f32 reaches.
-    return np.float64(logits[at + label]) - np.float64(top)
+    return np.float64(logits_K[label]) - np.float64(top) if usable else np.nan
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 def _exp_all(terms, n_chunks):  # type: ignore[no-untyped-def]
     # Whole chunks alone: no element is left to instructions that round in another way.
     for chunk in range(n_chunks):
+        terms_C = terms[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         for j in range(_CHUNK):
-            at = chunk * _CHUNK + j
             if terms.itemsize == 4:
-                terms[at] = exp_nonpositive_single(terms[at])
+                terms_C[j] = exp_nonpositive_single(terms_C[j])
             else:
-                terms[at] = exp_nonpositive(terms[at])
+                terms_C[j] = exp_nonpositive(terms_C[j])
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def _sum(terms, at, n_classes):  # type: ignore[no-untyped-def]
-    total = terms[at]
-    for k in range(1, n_classes):
-        total += terms[at + k]
+def _sum(terms_K):  # type: ignore[no-untyped-def]
+    total = terms_K[0]
+    for k in range(1, len(terms_K)):
+        total += terms_K[k]
     return np.float64(total)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scale(terms, at, out, to, n_classes, factor):  # type: ignore[no-untyped-def]
-    factor = out.dtype.type(factor)
-    for k in range(n_classes):
-        out[to + k] = terms[at + k] * factor
+def _scale(terms_K, factor, out_K):  # type: ignore[no-untyped-def]
+    factor = terms_K.dtype.type(factor)
+    for k in range(len(out_K)):
+        out_K[k] = terms_K[k] * factor
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})

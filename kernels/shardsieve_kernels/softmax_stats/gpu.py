@@ -7,20 +7,12 @@ from typing import Any
 import cupy as cp
 import numpy as np
 
-from shardsieve_kernels._cuda import cuda_function, is_cupy, like_inputs
+from shardsieve_kernels._cuda import cuda_function, is_cupy, lanes_and_items, like_inputs
 from shardsieve_kernels.softmax_stats import SoftmaxStats
 
 _BLOCK = 256
 # Rows that come from host memory are copied a block at a time: 256 MB of the device.
 _BLOCK_BYTES = 268_435_456
-
-
-def lanes_and_items(n_classes: int) -> tuple[int, int]:
-    """Choose how many threads share a row, and how many columns each reads at a time."""
-    for lanes, items in ((1, 4), (4, 4), (8, 8), (32, 8)):
-        if n_classes <= lanes * items:
-            return lanes, items
-    return 32, 32
 
 
 def softmax_stats(logits_NK: Any, labels_N: Any, q: float) -> SoftmaxStats:
