@@ -35,7 +35,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     """Times an epoch, the way to the same accuracy, and 16 heads beside one."""
     n_train, n_classes = (8192, 20) if quick else (100_000, 100)
     check_gradient()
-    shapes = {"14 classes": (n_train, 14), f"{n_classes} classes": (n_train, n_classes)}
+    shapes = {"14 classes": (n_train, 14), f"{n_classes} classes": (n_train // 4, n_classes)}
     return {
         "repeats": 3,
         "threads": 1,
@@ -164,11 +164,11 @@ def _race(n_train: int, n_classes: int, quick: bool) -> dict[str, Any]:
         "noise": float((given_N != true_N).mean()),
         "gemm_gflops": round(rate, 1),
         "torch": loop,
-        "sklearn": _sklearn(features_ND, given_N, 10 if quick else 26, test, test_N),
+        "sklearn": _sklearn(features_ND, given_N, 10 if quick else 15, test, test_N),
         "fast": fast,
         "default": default,
         "ridge": run(solver="ridge"),
-        "mm": run(solver="mm", epochs=1 if quick else 6),
+        "mm": run(solver="mm", epochs=1 if quick else 4),
     }
 
 
@@ -298,7 +298,7 @@ def _sixteen(n_train: int, n_classes: int) -> dict[str, Any]:
     fold_N = np.arange(n_train) % 4
     grid = itertools.product((0.5, 0.7), (2e-3, 4e-3), (0, 1), (0, 1))
     specs = [HeadSpec(q, lr, seed=seed, fold=fold) for q, lr, seed, fold in grid]
-    config = ProbeConfig(epochs=3, batch_size=8192)
+    config = ProbeConfig(epochs=3, batch_size=4096)
     spent: dict[int, list[float]] = {1: [], 16: []}
     for n_heads in (1, 16, 1, 16):
         marks: list[float] = []

@@ -83,7 +83,7 @@ class ProbeConfig(Section):
     """`minibatch`: peak learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = Field(1e-2, ge=0)
     """`minibatch`: decoupled weight decay of AdamW."""
-    l2: float = Field(1e-4, ge=0)
+    l2: float = Field(1e-2, ge=0)
     """`mm`: penalty l2 / 2 |weights|^2 beside the mean loss of a sample."""
     normalise: Literal["standardise", "l2", "none"] = "standardise"
     """Features: zero mean and unit variance each, unit length per sample, or as they are."""

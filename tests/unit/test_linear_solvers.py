@@ -69,8 +69,8 @@ def test_mm_without_q_is_logistic_regression():
 
 
 def test_mm_resists_noise_that_cross_entropy_learns():
-    values, given, true = noisy(n_samples=1200, dim=150, noise=0.5, spread=0.5)
-    specs = [HeadSpec(q=0.7, l2=1e-3), HeadSpec(q=0.0, l2=1e-3)]
+    values, given, true = noisy(n_samples=3000, noise=0.6)
+    specs = [HeadSpec(q=0.7, l2=1e-2), HeadSpec(q=0.0, l2=1e-3)]
     heads, _ = solve("mm", values, given, specs)
     right = (heads.logits(torch.from_numpy(values)).argmax(-1).numpy() == true[:, None]).mean(0)
     assert right[0] > right[1] + 0.02

@@ -39,17 +39,17 @@ def probe(
     """Trains the linear probe and scores every sample with it.
 
     TURN step 1: generalized cross entropy with q = 0.7 for 20 epochs on frozen features. With
-    `config.folds` = k, k more heads are trained beside it, and each sample is scored by the one
-    that never saw it.
+    `config.folds` = k, k more heads are trained beside it in the same passes, and each sample is
+    scored by the one that never saw it.
 
     Args:
         index: The samples and their labels.
         features: Their features.
-        config: Loss, epochs, scaling, folds.
+        config: Solver, loss, epochs, scaling, folds.
         out: Folder that gets `losses.arrow` and `head.safetensors`.
         seed: Of shuffles and folds.
         device: Where the arithmetic runs.
-        backend: Which kernels score.
+        backend: Which kernels run.
         progress: Where to report.
 
     Raises:
@@ -61,7 +61,8 @@ def probe(
         raise DataError("no sample has both an image that decodes and a label: nothing to learn")
     fold_N = _folds(rows, len(index), config.folds, seed)
     label_N = index.label_N
-    with progress.track("probe", config.epochs * len(rows), "samples") as advance:
+    epochs = 1 if config.solver == "ridge" else config.epochs
+    with progress.track("probe", epochs * len(rows), "samples") as advance:
         heads, curve = train_heads(
             features,
             label_N,

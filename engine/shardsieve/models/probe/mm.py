@@ -45,7 +45,7 @@ class Passes:
         """Makes room for a factor per sample and head, 4 R H bytes."""
         device = losses.q_H.device
         self._batches, self._targets, self._losses = batches, targets, losses
-        self._shape = (-1, len(specs), n_classes)
+        self.shape = (-1, len(specs), n_classes)
         self._l2_H = torch.tensor([spec.l2 for spec in specs], device=device)
         self._factor_RH = torch.ones(n_rows, len(specs), device=device)
         self._no_q_H = torch.zeros_like(losses.q_H)
@@ -83,7 +83,7 @@ class Passes:
         return (
             objective_H / seen_H + penalty_H,
             bound_H / seen_H + penalty_H,
-            gradient.view(self._shape),
+            gradient.view(self.shape),
         )
 
     def bound(self, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,11 +108,11 @@ class Passes:
             bound_H += (loss_BH * factor_BH).sum(0)
             first = False
         penalty_H = self._penalise(parameters, gradient)
-        return bound_H / self._seen_H + penalty_H, gradient.view(self._shape)
+        return bound_H / self._seen_H + penalty_H, gradient.view(self.shape)
 
     def _penalise(self, parameters: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Turns sums into means, adds the gradient of the penalty and returns the penalty."""
-        weight, slope = parameters.view(self._shape), gradient.view(self._shape)
+        weight, slope = parameters.view(self.shape), gradient.view(self.shape)
         slope /= self._seen_H[:, None]
         slope[:-1] += weight[:-1] * self._l2_H[:, None]
         return weight[:-1].double().square().sum((0, 2)) * self._l2_H / 2
@@ -177,14 +177,14 @@ def train_mm(
     Returns:
         (rounds + 1, H) f64 objective before the first and after each round.
     """
-    view = passes_view = parameters.view(len(parameters), *passes._shape[1:])
+    view = parameters.view(len(parameters), *passes.shape[1:])
     search = Lbfgs(_preconditioner(moments), view.shape[1])
     objective_H, bound_H, gradient = passes.reweight(parameters)
     curve = [objective_H]
     alive_H = torch.ones_like(objective_H, dtype=torch.bool)
     for number in range(rounds):
         before = view.clone()
-        _lower_bound(passes_view, passes, search, bound_H, gradient, alive_H)
+        _lower_bound(view, passes, search, bound_H, gradient, alive_H)
         objective_H, bound_H, gradient = passes.reweight(parameters)
         # Only rounding can have raised it.
         worse_H = objective_H > curve[-1]
