@@ -17,7 +17,7 @@ from bench.record import tree_state, write_record
 from shardsieve.data.manifest import library_versions
 
 # Measurements of bench.runs that have a part for the GPU.
-GPU_RUNS = ("class_gmm", "probe_step", "softmax_stats")
+GPU_RUNS = ("class_gmm", "probe", "probe_step", "softmax_stats")
 LAST_RUN = Path(__file__).parents[1] / "tests/gpu_last_run.json"
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 # Name -> what it measures. Each is a module of bench.runs.
 RUNS: dict[str, str] = {
     "class_gmm": "two-component mixtures per class, beside scikit-learn's in a loop",
+    "probe": "training the linear probe, beside scikit-learn and a PyTorch loop",
     "probe_step": "loss and gradient of linear heads, beside torch",
     "softmax_stats": "per-sample statistics of the logits, beside torch",
 }

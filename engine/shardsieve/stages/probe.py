@@ -16,7 +16,7 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.errors import DataError
-from shardsieve.models.linear import Heads, train_heads
+from shardsieve.models.probe import Heads, head_specs, train_heads
 from shardsieve.progress import Progress
 from shardsieve_kernels import Backend
 from shardsieve_kernels.softmax_stats import softmax_stats
@@ -39,17 +39,17 @@ def probe(
     """Trains the linear probe and scores every sample with it.
 
     TURN step 1: generalized cross entropy with q = 0.7 for 20 epochs on frozen features. With
-    `config.folds` = k, k more heads are trained beside it, and each sample is scored by the one
-    that never saw it.
+    `config.folds` = k, k more heads are trained beside it in the same passes, and each sample is
+    scored by the one that never saw it.
 
     Args:
         index: The samples and their labels.
         features: Their features.
-        config: Loss, epochs, scaling, folds.
+        config: Solver, loss, epochs, scaling, folds.
         out: Folder that gets `losses.arrow` and `head.safetensors`.
         seed: Of shuffles and folds.
         device: Where the arithmetic runs.
-        backend: Which kernels score.
+        backend: Which kernels run.
         progress: Where to report.
 
     Raises:
@@ -60,25 +60,25 @@ def probe(
     if not len(rows):
         raise DataError("no sample has both an image that decodes and a label: nothing to learn")
     fold_N = _folds(rows, len(index), config.folds, seed)
-    held_out_HN = np.zeros((1 + config.folds, len(index)), bool)
-    for fold in range(config.folds):
-        held_out_HN[1 + fold] = fold_N == fold
     label_N = index.label_N
-    with progress.track("probe", config.epochs * len(rows), "samples") as advance:
+    epochs = 1 if config.solver == "ridge" else config.epochs
+    with progress.track("probe", epochs * len(rows), "samples") as advance:
         heads, curve = train_heads(
             features,
-            rows,
             label_N,
-            index.n_classes,
-            held_out_HN,
+            head_specs(config),
             config,
+            n_classes=index.n_classes,
+            rows=rows,
+            fold_N=fold_N,
             seed=seed,
             device=device,
+            backend=backend,
             advance=advance,
         )
-    if not (np.isfinite(curve).all() and torch.isfinite(heads.weight_HDK).all()):
+    if not (np.isfinite(curve).all() and torch.isfinite(heads.weight_DHK).all()):
         raise DataError(
-            f"the probe's training diverged (loss per epoch: {curve[:3]} ...); "
+            f"the probe's training diverged (loss per epoch: {curve[:3, 0].tolist()} ...); "
             f"lower probe.lr ({config.lr})"
         )
     losses = _score(features, rows, label_N, fold_N, heads, device, backend)
@@ -91,7 +91,11 @@ def probe(
     agree = float(np.mean(losses.pred_N[rows] == label_N[rows]))
     return StageResult(
         counts={"samples": len(index), "scored": len(rows)},
-        facts={"training_loss": curve, "agrees_with_label": agree, "classes": index.n_classes},
+        facts={
+            "training_loss": curve[:, 0].tolist(),
+            "agrees_with_label": agree,
+            "classes": index.n_classes,
+        },
     )
 
 
@@ -119,13 +123,15 @@ def _score(
 ) -> LossTable:
     losses = LossTable.empty(len(label_N))
     losses.fold_N[:] = fold_N
-    n_heads, _, n_classes = heads.weight_HDK.shape
-    block_rows = max(1, min(65_536, _LOGITS_AT_ONCE // (n_heads * n_classes)))
+    # Head 0 has seen everything; head 1 + f has not seen fold f.
+    single = [heads.head(head) for head in range(heads.bias_HK.shape[0])]
+    block_rows = max(1, min(65_536, _LOGITS_AT_ONCE // heads.bias_HK.shape[1]))
     for piece, block in features.blocks(rows, block_rows):
-        logits_HBK = heads.logits(torch.from_numpy(block).to(device).float())
-        # Head 0 has seen everything; head 1 + f has not seen fold f.
-        which = torch.from_numpy(fold_N[piece].astype(np.int64) + 1).to(device)
-        logits = logits_HBK[which, torch.arange(len(piece), device=device)]
+        which = fold_N[piece].astype(np.int64) + 1
+        logits = torch.empty(len(piece), heads.bias_HK.shape[1], device=device)
+        for head in np.unique(which):
+            inside = np.flatnonzero(which == head)
+            logits[inside] = single[head].logits(torch.from_numpy(block[inside]))[:, 0]
         stats = softmax_stats(logits.cpu().numpy(), label_N[piece], backend=backend)
         losses.loss_N[piece] = stats.loss_N
         losses.margin_N[piece] = stats.margin_N

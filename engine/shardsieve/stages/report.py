@@ -119,6 +119,11 @@ def report(
 def _about(index: SampleIndex, records: dict[str, StageRecord], config: Config) -> dict[str, Any]:
     probe, chosen = config.probe, config.select
     loss = f"GCE (q = {probe.q:g})" if probe.loss == "gce" else "cross entropy"
+    trained = {
+        "minibatch": f"{loss}, {probe.epochs} epochs",
+        "mm": f"{loss}, minimised in at most {probe.epochs} rounds",
+        "ridge": "least squares in closed form",
+    }[probe.solver]
     scored = f", each scored by one of {probe.folds} that never saw it" if probe.folds else ""
     seen = "GCE" if chosen.loss == "gce" else "cross entropy"
     facts = records["embed"].facts
@@ -132,7 +137,7 @@ def _about(index: SampleIndex, records: dict[str, StageRecord], config: Config) 
         "classes": index.n_classes,
         "backbone": f"{facts['backbone']}, images of {side} x {side} pixels, {facts['precision']}",
         "weights": ", ".join(f"{name} {value}" for name, value in weights.items()),
-        "recipe": f"{chosen.recipe}: linear probe with {loss}, {probe.epochs} epochs{scored}; "
+        "recipe": f"{chosen.recipe}: linear probe with {trained}{scored}; "
         f"two-component mixture of {seen} losses per class ({chosen.gmm})",
         "tau": f"{chosen.tau:g}",
         "seed": config.seed,
