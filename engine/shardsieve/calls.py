@@ -109,7 +109,15 @@ class Calls:
         return resolve_precision(precision, self.device)
 
     def _index(self, out: Path) -> StageResult:
-        return index(self._shards, self._config.index, out=out, progress=self._progress)
+        return index(
+            self._shards,
+            self._config.index,
+            out=out,
+            progress=self._progress,
+            previous=self._directory.folder("index"),
+            threads=self._workers,
+            backend="reference" if self.backend == "reference" else "cpu",
+        )
 
     def _embed(self, out: Path) -> StageResult:
         from shardsieve.stages.embed import embed

@@ -32,9 +32,14 @@ def tar_scan(tar_P: np.ndarray, start: int, most: int) -> TarEntries:
     key_size_E = np.empty(n_entries, np.int32)
     hashes_3E = np.empty((3, n_entries), np.uint64)
     _names(tar_P, places_E9, name_at_E1, names_Q, key_size_E, hashes_3E)
+    start_E, header_E, data_E, size_E, end_E, kind_E = np.ascontiguousarray(places_E9.T[:6])
     return TarEntries(
-        *(places_E9[:, column].copy() for column in range(5)),
-        kind_E=places_E9[:, _KIND].astype(np.uint8),
+        start_E=start_E,
+        header_E=header_E,
+        data_E=data_E,
+        size_E=size_E,
+        end_E=end_E,
+        kind_E=kind_E.astype(np.uint8),
         names_Q=names_Q,
         name_at_E1=name_at_E1,
         key_size_E=key_size_E,

@@ -19,7 +19,7 @@ _LARGEST_SIZE = 1 << 62
 
 def tar_scan(tar_P: np.ndarray, start: int, most: int) -> TarEntries:
     """See `shardsieve_kernels.tar_scan.tar_scan`; checks nothing."""
-    tar = memoryview(np.ascontiguousarray(tar_P))
+    tar = np.ascontiguousarray(tar_P).data
     total = len(tar)
     rows: list[tuple[int, int, int, int, int, int]] = []
     names: list[bytes] = []
@@ -80,9 +80,14 @@ def _columns(
     extensions = [
         name_hash(name[size + 1 :].lower()) if size != KEYLESS else 0 for name, size in pairs
     ]
+    start_E, header_E, data_E, size_E, end_E, kind_E = np.ascontiguousarray(places_E6.T)
     return TarEntries(
-        *(places_E6[:, column].copy() for column in range(5)),
-        kind_E=places_E6[:, 5].astype(np.uint8),
+        start_E=start_E,
+        header_E=header_E,
+        data_E=data_E,
+        size_E=size_E,
+        end_E=end_E,
+        kind_E=kind_E.astype(np.uint8),
         names_Q=np.frombuffer(b"".join(names), np.uint8),
         name_at_E1=np.cumsum([0, *map(len, names)], dtype=np.int64),
         key_size_E=np.array(key_sizes, np.int32),

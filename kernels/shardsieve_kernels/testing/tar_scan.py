@@ -114,7 +114,7 @@ def make_hostile(rng: np.random.Generator, n_blocks: int) -> bytes:
 
 def _size_fields(rng: np.random.Generator) -> list[bytes]:
     fields = (
-        b"%011o\0" % rng.integers(3000),
+        b"%011o\0" % int(rng.integers(3000)),
         b"\x80" + int(rng.integers(3000)).to_bytes(11, "big"),
         bytes(rng.choice(np.frombuffer(b"01234567 8-\0", np.uint8), 12)),
         b"\xff" * int(rng.integers(13)),
