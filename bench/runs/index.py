@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.tars import write_shards
-from bench.timing import in_new_process, interleaved
+from bench.timing import in_bare_process, interleaved
 from shardsieve.config import IndexConfig
 from shardsieve.data.index import SampleIndex
 from shardsieve.progress import Silent
@@ -20,19 +20,18 @@ _ONE_THREAD = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_NUM_THRE
 
 def measure(*, quick: bool) -> dict[str, Any]:
     """Indexes a million members, then one and four million samples for the memory."""
-    n_members, repeats = (40_000, 3) if quick else (1_000_000, 5)
+    n_members, repeats = (40_000, 3) if quick else (1_000_000, 3)
     with tempfile.TemporaryDirectory(prefix="shardsieve-bench-") as name:
         folder = Path(name)
-        shards = write_shards(folder, n_members // 2, 20, {"jpg": 1000, "cls": 1})
-        speed = in_new_process(_speed, shards, repeats, environment=_ONE_THREAD)[0]
+        write_shards(folder, n_members // 2, 20, {"jpg": 1000, "cls": 1})
+        speed = in_bare_process(speed_of, str(folder), repeats, environment=_ONE_THREAD)
     n_samples = 20_000 if quick else 1_000_000
     with tempfile.TemporaryDirectory(prefix="shardsieve-bench-") as name:
         # One member is image and label: a kilobyte a sample, headers as any other.
         folder = Path(name)
-        shards = write_shards(folder, 4 * n_samples, 40, {"cls": 1})
+        write_shards(folder, 4 * n_samples, 40, {"cls": 1})
         peaks = [
-            in_new_process(_peak_bytes, some, environment=_ONE_THREAD)[0]
-            for some in (shards[:10], shards)
+            in_bare_process(peak_bytes, str(folder), n, environment=_ONE_THREAD) for n in (10, 40)
         ]
     (few, few_peak), (many, many_peak) = peaks
     return {
@@ -68,8 +67,10 @@ def goals(result: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def _speed(shards: list[Path], repeats: int) -> dict[str, Any]:
-    few = shards[:2]
+def speed_of(folder: str, repeats: int) -> dict[str, Any]:
+    """Times both, after a check."""
+    shards = sorted(Path(folder).glob("*.tar"))
+    few = shards[:1]
     check(few)
     n_few = sum(_count_with_tarfile(path) for path in few)
     n_all = n_few // len(few) * len(shards)
@@ -122,9 +123,9 @@ def _index(shards: list[Path]) -> int:
     return result.counts["samples"]
 
 
-def _peak_bytes(shards: list[Path]) -> tuple[int, int]:
+def peak_bytes(folder: str, n_shards: int) -> tuple[int, int]:
     """Returns how many samples were indexed, and the most memory that this process ever had."""
-    n_samples = _index(shards)
+    n_samples = _index(sorted(Path(folder).glob("*.tar"))[:n_shards])
     return n_samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
