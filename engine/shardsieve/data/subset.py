@@ -50,7 +50,7 @@ class Subset:
         try:
             table = read_ipc(file)
             about = json.loads((table.schema.metadata or {})[b"shards"])
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        except (DataError, pa.ArrowInvalid, KeyError, ValueError) as error:
             raise DataError(
                 f"{file}: not an index of clean samples; run `shardsieve select` again"
             ) from error

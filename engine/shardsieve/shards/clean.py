@@ -18,7 +18,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from shardsieve.data.record import content_key
 from shardsieve.data.subset import FILE, Subset
 from shardsieve.errors import ConfigError, ShardError, StaleArtefact
-from shardsieve.shards.copy import coalesce
 from shardsieve.shards.files import ShardFiles
 from shardsieve.shards.samples import SampleBlock, scan_blocks, stat_shard
 from shardsieve.shards.tar import TarScan
@@ -191,10 +190,12 @@ def _pieces(
     offset_N: npt.NDArray[np.int64], size_N: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, int]]:
     """Yields (start, end) of what is read at once: neighbours, up to some megabytes."""
-    piece_N = np.cumsum(size_N) // _READ
-    cuts = np.flatnonzero(np.diff(piece_N)) + 1
-    for rows in np.split(np.arange(len(offset_N)), cuts):
-        yield from map(tuple, coalesce(offset_N[rows], size_N[rows]).tolist())
+    end_N = offset_N + size_N
+    many_N = np.cumsum(size_N) // _READ
+    cuts = np.flatnonzero((offset_N[1:] != end_N[:-1]) | (many_N[1:] != many_N[:-1])) + 1
+    first = np.concatenate([[0], cuts])
+    last = np.append(cuts, len(offset_N)) - 1
+    yield from zip(offset_N[first].tolist(), end_N[last].tolist(), strict=True)
 
 
 def _blocks_of(data: bytes, path: Path, samples: list[WebSample]) -> Iterator[SampleBlock]:
