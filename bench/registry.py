@@ -10,6 +10,7 @@ RUNS: dict[str, str] = {
     "class_gmm": "two-component mixtures per class, beside scikit-learn's in a loop",
     "probe": "training the linear probe, beside scikit-learn and a PyTorch loop",
     "probe_step": "loss and gradient of linear heads, beside torch",
+    "index": "finding the samples of shards, beside tarfile; memory at one and four million",
     "softmax_stats": "per-sample statistics of the logits, beside torch",
 }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -89,6 +92,37 @@ def in_new_process(
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def in_bare_process(
+    call: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None
+) -> Any:
+    """Calls a module's function in an interpreter that imports that module and nothing else.
+
+    Other than with `in_new_process` the command `python -m bench`, and torch with it, is not
+    loaded there, so that the memory of the process is that of the call.
+
+    Args:
+        call: A function that can be imported by name.
+        arguments: JSON values.
+        environment: Variables to set there.
+
+    Returns:
+        What it returned, through JSON.
+    """
+    code = (
+        "import json, sys; from importlib import import_module; "
+        "module, name, arguments = json.loads(sys.argv[1]); "
+        "print(json.dumps(getattr(import_module(module), name)(*arguments)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([call.__module__, call.__name__, arguments])],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **(environment or {})},
+    )
+    return json.loads(done.stdout)
 
 
 def _call_and_watch(call: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Cost, int]:

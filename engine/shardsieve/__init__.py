@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from shardsieve.data.manifest import Manifest
     from shardsieve.pipeline import clean
     from shardsieve.run import Run, open_run
+    from shardsieve.shards.clean import open_clean
 
-__all__ = ["Config", "Manifest", "Run", "clean", "load_config", "open_run"]
+__all__ = ["Config", "Manifest", "Run", "clean", "load_config", "open_clean", "open_run"]
 
 _HOMES = {
     "Config": "shardsieve.config",
@@ -30,6 +31,7 @@ _HOMES = {
     "Manifest": "shardsieve.data.manifest",
     "Run": "shardsieve.run",
     "clean": "shardsieve.pipeline",
+    "open_clean": "shardsieve.shards.clean",
     "open_run": "shardsieve.run",
 }
 

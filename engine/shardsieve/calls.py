@@ -20,7 +20,7 @@ from shardsieve.config import Config, Precision
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
-from shardsieve.data.record import StageRecord, StageResult
+from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.errors import DataError
 from shardsieve.progress import Progress
 from shardsieve.run import Run
@@ -65,11 +65,17 @@ class Calls:
         keep_off_gpu = config.backend == "auto" and config.device == "cpu"
         self.backend = resolve_backend("cpu" if keep_off_gpu else config.backend)
 
-    def perform(self, stage: str, out: Path) -> StageResult:
-        """Runs a stage into a folder."""
+    def perform(self, stage: str, out: Path, identity: Mapping[str, Any]) -> StageResult:
+        """Runs a stage into a folder.
+
+        Args:
+            stage: Its name.
+            out: The folder.
+            identity: What identifies the result, and what must not be mixed within it.
+        """
         calls: Mapping[str, Callable[[Path], StageResult]] = {
             "index": self._index,
-            "embed": self._embed,
+            "embed": lambda out: self._embed(out, identity),
             "probe": self._probe,
             "select": self._select,
             "tune": self._tune,
@@ -109,9 +115,17 @@ class Calls:
         return resolve_precision(precision, self.device)
 
     def _index(self, out: Path) -> StageResult:
-        return index(self._shards, self._config.index, out=out, progress=self._progress)
+        return index(
+            self._shards,
+            self._config.index,
+            out=out,
+            progress=self._progress,
+            previous=self._directory.folder("index"),
+            threads=self._workers,
+            backend="reference" if self.backend == "reference" else "cpu",
+        )
 
-    def _embed(self, out: Path) -> StageResult:
+    def _embed(self, out: Path, identity: Mapping[str, Any]) -> StageResult:
         from shardsieve.stages.embed import embed
 
         return embed(
@@ -122,6 +136,8 @@ class Calls:
             workers=self._workers,
             max_bad_fraction=self._config.index.max_bad_fraction,
             progress=self._progress,
+            previous=self._directory.folder("embed"),
+            made_with=content_key({k: v for k, v in identity.items() if k != "shards"}),
         )
 
     def _probe(self, out: Path) -> StageResult:

@@ -32,10 +32,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("index", 1, ()),
+    Stage("index", 2, ()),
     Stage("embed", 1, ("index",)),
     Stage("probe", 2, ("index", "embed")),
-    Stage("select", 1, ("index", "embed", "probe")),
+    Stage("select", 2, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),
     Stage("write", 1, ("index", "select")),
     Stage("report", 1, ("index", "embed", "probe", "select", "write")),

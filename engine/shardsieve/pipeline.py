@@ -157,8 +157,9 @@ class _Line:
             changes = ", ".join(changed_settings(before.identity, identity)) or "its files"
             self._progress.note(f"{stage.name}: runs again, changed: {changes}")
         start = time.monotonic()
-        part = self._directory.begin(stage.name, identity | self._not_to_be_mixed(stage))
-        result = self._calls.perform(stage.name, part)
+        begun_as = identity | self._not_to_be_mixed(stage)
+        part = self._directory.begin(stage.name, begun_as)
+        result = self._calls.perform(stage.name, part, begun_as)
         record = StageRecord(
             stage=stage.name,
             key=content_key(identity),

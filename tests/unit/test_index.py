@@ -17,6 +17,8 @@ from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
 from shardsieve.data.reason import Reason
 from shardsieve.errors import DataError, LabelError, ShardError
 from shardsieve.progress import Silent
+from shardsieve.shards import rows
+from shardsieve.shards.samples import scan_samples
 from shardsieve.shards.tar import TarScan
 from shardsieve.stages.index import index
 
@@ -45,7 +47,11 @@ def indexed(tmp_path, *shards, classes=None, **settings):
     result = index(paths, IndexConfig(**settings), out=out, progress=Silent(), classes=classes)
     made = SampleIndex.open(out)
     assert made.table.schema == SCHEMA
-    assert sorted(path.name for path in out.iterdir()) == ["samples.arrow", "shards.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "parts",
+        "samples.arrow",
+        "shards.json",
+    ]
     columns = {name: made.table.column(name).to_pylist() for name in SCHEMA.names}
     return SimpleNamespace(index=made, counts=result.counts, notes=result.notes, **columns)
 
@@ -92,8 +98,9 @@ def test_offsets_lead_to_the_bytes(tmp_path):
     ]
     assert images == [b"first", b"2nd"]
     for key, offset, size in zip(made.key, made.offset, made.size, strict=True):
-        members = list(TarScan(data[offset : offset + size]).members())
-        assert [member.name for member in members] == [f"{key}.jpg", f"{key}.cls"]
+        (found,) = scan_samples(TarScan(data[offset : offset + size]), tmp_path)
+        names = [member.name for member in found.members.values()]
+        assert names == [f"{key}.jpg", f"{key}.cls"]
     assert made.counts["other_members"] == 1
     ref = made.index.shards[0]
     assert (ref.size_bytes, ref.n_samples) == (len(data), 2)
@@ -291,7 +298,7 @@ def test_which_member_is_the_image(tmp_path):
 
 
 def test_more_samples_than_one_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr("shardsieve.stages.index._ROWS_PER_BATCH", 4)
+    monkeypatch.setattr("shardsieve.shards.rows._BATCH", 4)
     keys = [f"{i:03d}" for i in range(11)]
     shard = flat(*(sample(key, int(key) % 3) for key in keys))
     other = flat(*(sample(f"x{key}", "7") for key in keys[:8]))
@@ -353,3 +360,134 @@ def test_columns_are_arrays(tmp_path):
     assert made.label_N.dtype == np.int32 and made.reason_N.dtype == np.uint8
     assert made.numbers("image_offset").tolist() == [512, 2560, 4608]
     assert len(made) == 3 and made.keys_N.to_pylist() == ["a", "b", "c"]
+
+
+def files_in(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def index_again(paths, out, previous, **settings):
+    out.mkdir()
+    return index(paths, IndexConfig(**settings), out=out, progress=Silent(), previous=previous)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of the shards that were read."""
+    names = []
+    genuine = rows.open_tar
+    monkeypatch.setattr(rows, "open_tar", lambda path: (names.append(path.name), genuine(path))[1])
+    return names
+
+
+def test_only_new_and_changed_shards_are_read_again(tmp_path, opened):
+    indexed(tmp_path, THREE, flat(sample("d", 0)), flat(sample("e", 1)))
+    paths = sorted(tmp_path.glob("*.tar"))
+    first = tmp_path / "index"
+    opened.clear()
+    index_again(paths, tmp_path / "same", first)
+    assert opened == []
+    assert files_in(tmp_path / "same") == files_in(first)
+    # One shard more in front, one that changed, and another order.
+    more = write_tar(tmp_path / "a.tar", flat(sample("z", 1)))
+    write_tar(paths[1], flat(sample("changed", 1), sample("d", 0)))
+    index_again([more, paths[2], paths[1], paths[0]], tmp_path / "more", first)
+    assert opened == ["a.tar", "train-0001.tar"]
+    keys = SampleIndex.open(tmp_path / "more").keys_N.to_pylist()
+    assert keys == ["z", "e", "changed", "d", "a", "b", "c"]
+    opened.clear()
+    index_again([more, paths[2], paths[1], paths[0]], tmp_path / "fresh", None)
+    assert len(opened) == 4
+    assert files_in(tmp_path / "more") == files_in(tmp_path / "fresh")
+
+
+def test_other_settings_are_other_rows(tmp_path, opened):
+    indexed(tmp_path, json_shard(LABELS), labels="json:label")
+    (path,) = tmp_path.glob("*.tar")
+    first = tmp_path / "index"
+    opened.clear()
+    settings = {"max_bad_fraction": 1.0}
+    index_again([path], tmp_path / "1", first, labels="json:label", **settings)
+    assert opened == []
+    index_again([path], tmp_path / "2", first, labels="json:label", image=("gif",), **settings)
+    assert opened == [path.name]
+    with pytest.raises(LabelError, match="no sample has a label"):
+        index_again([path], tmp_path / "3", first, labels="cls", **settings)
+    assert len(opened) == 2
+
+
+def test_an_interrupted_index_goes_on(tmp_path, opened, monkeypatch):
+    paths = [write_tar(tmp_path / f"{n}.tar", flat(sample(f"{n}", n))) for n in range(4)]
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    index_again(paths, undisturbed, None)
+    genuine = rows.write_json
+    count = iter(range(9))
+
+    def crash(*arguments):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        genuine(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "write_json", crash)
+        with pytest.raises(KeyboardInterrupt):
+            index_again(paths, out, None)
+    opened.clear()
+    (out / "parts" / "leftover.arrow.part").write_bytes(b"half")
+    index(paths, IndexConfig(), out=out, progress=Silent())
+    assert opened[0] == "2.tar" and len(opened) <= 2
+    assert files_in(out) == files_in(undisturbed)
+
+
+@pytest.mark.parametrize("options", [{"threads": 3}, {"backend": "reference"}])
+def test_threads_and_backend_change_no_byte(tmp_path, options):
+    indexed(tmp_path, THREE, [], flat(*(sample(f"k{i}", i % 3) for i in range(50))))
+    (tmp_path / "other").mkdir()
+    paths = sorted(tmp_path.glob("*.tar"))
+    config = IndexConfig(max_bad_fraction=1.0)
+    index(paths, config, out=tmp_path / "other", progress=Silent(), **options)
+    assert files_in(tmp_path / "other") == files_in(tmp_path / "index")
+
+
+def test_a_shard_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "a.tar", THREE)
+    genuine = rows.open_tar
+    monkeypatch.setattr(
+        rows, "open_tar", lambda path: (genuine(path), write_tar(path, THREE * 2))[0]
+    )
+    with pytest.raises(ShardError, match=r"a\.tar changed while it was indexed; run again"):
+        indexed(tmp_path, path)
+
+
+def test_where_keys_are_repeated_is_told(tmp_path):
+    write_tar(tmp_path / "0.tar", flat(sample("a", 0), sample("b", 0), sample("a", 1)))
+    write_tar(tmp_path / "1.tar", flat(sample("b", 1), sample("c", 1)))
+    out = tmp_path / "index"
+    result = index_again([tmp_path / "0.tar", tmp_path / "1.tar"], out, None)
+    assert result.facts["repeated_keys"] == {
+        "within_a_shard": 1,
+        "across_shards": 1,
+        "first": [
+            {"key": "a", "samples": 2, "shards": [0]},
+            {"key": "b", "samples": 2, "shards": [0, 1]},
+        ],
+    }
+
+
+def test_equal_hashes_of_different_keys_are_no_repetition(tmp_path, monkeypatch):
+    genuine = rows.RowReader._batch
+
+    def colliding(reader, block, scan):
+        batch = genuine(reader, block, scan)
+        place = batch.schema.get_field_index("key_hash")
+        zeros = pa.array(np.zeros(batch.num_rows, np.uint64))
+        return batch.set_column(place, batch.schema.field(place), zeros)
+
+    monkeypatch.setattr(rows.RowReader, "_batch", colliding)
+    assert indexed(tmp_path, THREE).counts["repeated_keys"] == 0
+    made = indexed(tmp_path, THREE, flat(sample("a", 0), sample("d", 0)))
+    assert made.counts["repeated_keys"] == 1

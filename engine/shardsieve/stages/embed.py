@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from shardsieve.config import EmbedConfig
+from shardsieve.config import EmbedConfig, Precision
 from shardsieve.data.features import shard_file, write_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
+from shardsieve.data.sources import hash_shard, take_over, write_sources
 from shardsieve.data.table import column, read_ipc
 from shardsieve.errors import DataError
 from shardsieve.models.backbone import Backbone, load_backbone
@@ -32,6 +35,8 @@ def embed(
     workers: int,
     max_bad_fraction: float,
     progress: Progress,
+    previous: Path | None = None,
+    made_with: str = "",
 ) -> StageResult:
     """Decodes every image, runs the frozen backbone and caches the features as f16.
 
@@ -46,6 +51,9 @@ def embed(
         workers: Processes that decode.
         max_bad_fraction: Stop when a larger share of the images cannot be decoded.
         progress: Where to report.
+        previous: An earlier feature store, from which the features of unchanged shards are taken.
+        made_with: Identifies everything but the shards that the features depend on; nothing is
+            taken from a store that was made with something else.
 
     Raises:
         BackboneError: The backbone or its weights cannot be had.
@@ -56,9 +64,12 @@ def embed(
     precision = resolve_precision(config.precision, device)
     has_image_N = index.numbers("image_offset") >= 0
     has_image_N &= index.reason_N != Reason.TRUNCATED
-    there = [shard_file(out, shard).exists() for shard in range(len(index.shards))]
+    shards = index.shards
+    known = {} if previous is None else take_over(previous, out, made_with, shards)
+    there = [shard_file(out, shard).exists() for shard in range(len(shards))]
+    n_known = sum(shards[shard].n_samples for shard in known)
     todo = [shard for shard, finished in enumerate(there) if not finished]
-    finished = sum(ref.n_samples for ref, done in zip(index.shards, there, strict=True) if done)
+    finished = sum(ref.n_samples for ref, done in zip(shards, there, strict=True) if done)
     n_images, done = int(has_image_N.sum()), 0
     bad = sum(_count_bad(out, shard) for shard, finished in enumerate(there) if finished)
     _refuse_mostly_bad(bad, n_images, max_bad_fraction, [])
@@ -69,10 +80,13 @@ def embed(
         workers=workers,
         device=device,
     )
-    with progress.track("embed", len(index), "images", finished) as advance:
+    with (
+        progress.track("embed", len(index), "images", finished) as advance,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        hashes: dict[int, Future[str]] = {}
         for shard, batches in zip(todo, plan, strict=True):
-            rows = index.rows_of(shard)
-            store = _ShardFeatures(rows, backbone.dim)
+            store = _ShardFeatures(index.rows_of(shard), backbone.dim)
             for _ in batches:
                 pixels, good_rows, refused = next(decoded)
                 if len(good_rows):
@@ -81,24 +95,40 @@ def embed(
                     store.refuse(row, Reason.UNDECODABLE, why)
                 advance(len(good_rows) + len(refused))
             n_decoded = sum(map(len, batches))
-            advance(rows.stop - rows.start - n_decoded)
+            advance(shards[shard].n_samples - n_decoded)
             done += n_decoded
             bad += store.count(Reason.UNDECODABLE)
             _refuse_mostly_bad(bad, n_images, max_bad_fraction, store.details)
             store.write(out, shard)
-    counts = _count(out, len(index.shards))
-    return StageResult(
-        counts=counts,
-        facts={
-            "backbone": backbone.name,
-            "weights": backbone.weights,
-            "preprocessing": dataclasses.asdict(backbone.preprocessing),
-            "precision": precision,
-            "dim": backbone.dim,
-        },
-        notes=[] if finished == 0 else [f"{finished:,} samples came from an interrupted run"],
-        images=done,
-    )
+            # Its bytes are in memory still.
+            hashes[shard] = pool.submit(hash_shard, shards[shard])
+        for shard in range(len(shards)):
+            if shard not in known and shard not in hashes:
+                hashes[shard] = pool.submit(hash_shard, shards[shard])
+        known |= {shard: future.result() for shard, future in hashes.items()}
+    write_sources(out, made_with, shards, [known[shard] for shard in range(len(shards))])
+    counts = _count(out, len(shards))
+    facts = _facts(backbone, precision)
+    return StageResult(counts=counts, facts=facts, notes=_notes(finished, n_known), images=done)
+
+
+def _facts(backbone: Backbone, precision: Precision) -> dict[str, Any]:
+    return {
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "preprocessing": dataclasses.asdict(backbone.preprocessing),
+        "precision": precision,
+        "dim": backbone.dim,
+    }
+
+
+def _notes(finished: int, n_known: int) -> list[str]:
+    notes = []
+    if n_known:
+        notes.append(f"{n_known:,} samples lie in shards that have not changed since the last run")
+    if finished > n_known:
+        notes.append(f"{finished - n_known:,} samples came from an interrupted run")
+    return notes
 
 
 class _ShardFeatures:

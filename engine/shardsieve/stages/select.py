@@ -17,6 +17,7 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import scores_table, write_parquet
+from shardsieve.data.subset import FILE, write_subset
 from shardsieve.selection.turn import (
     BY_CLASS,
     BY_POOLED,
@@ -50,7 +51,8 @@ def select(
         losses: The probe's verdict.
         config: Recipe, tau, fallbacks.
         q: Of the probe's loss, for `config.loss` = "gce".
-        out: Folder that gets `scores.parquet` (a row per sample) and `classes.parquet`.
+        out: Folder that gets `scores.parquet` (a row per sample), `classes.parquet`, and
+            `clean.idx`, by which the clean samples are read from the original shards.
         backend: Which kernels run.
 
     Returns:
@@ -78,6 +80,7 @@ def select(
     write_parquet(
         out / "scores.parquet", scores_table(index, losses, p_clean_N, reason_N, detail_N)
     )
+    write_subset(out / FILE, index, np.flatnonzero(reason_N == Reason.KEPT))
     classes = _classes_table(index.classes, label_R, reason_N[rows], selection)
     write_parquet(out / "classes.parquet", classes)
     return _summary(index, reason_N, selection, classes, config)

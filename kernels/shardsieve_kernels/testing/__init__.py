@@ -11,6 +11,7 @@ from shardsieve_kernels.testing.probe_step import (
     probe_inputs,
 )
 from shardsieve_kernels.testing.softmax_stats import SOFTMAX_CASES, SoftmaxCase, softmax_inputs
+from shardsieve_kernels.testing.tar_scan import TAR_CASES, TarCase, tar_inputs
 
 # Per op and backend: how far a float field may be from the reference's.
 TOLERANCE: dict[str, dict[str, dict[str, float]]] = {
@@ -26,16 +27,19 @@ __all__ = [
     "IMAGE_CASES",
     "PROBE_CASES",
     "SOFTMAX_CASES",
+    "TAR_CASES",
     "TOLERANCE",
     "GmmCase",
     "ImageCase",
     "ProbeCase",
     "SoftmaxCase",
+    "TarCase",
     "assert_close",
     "assert_same_decision",
     "gmm_inputs",
     "image_inputs",
     "probe_inputs",
     "softmax_inputs",
+    "tar_inputs",
     "web_sizes",
 ]

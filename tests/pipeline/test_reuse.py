@@ -1,0 +1,65 @@
+"""One shard more, or one that changed: only that one is read and embedded."""
+
+import hashlib
+import os
+import tarfile
+
+import pytest
+from tiny import write_shards
+
+import shardsieve
+from shardsieve.rundir import RunDir
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def tables_of(run):
+    return {
+        str(path.relative_to(run.path)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in ("index", "embed", "probe", "select", "clean")
+        for path in sorted((run.path / folder).rglob("*"))
+        if path.is_file() and path.name != "stage.json"
+    }
+
+
+def embedded(run):
+    return RunDir(run.path).record("embed").images
+
+
+def test_only_what_is_new_is_embedded(tmp_path, settings):
+    shards = write_shards(tmp_path / "shards", n_shards=4, per_shard=40)
+    first, rest = shards.patterns[:3], shards.patterns
+    config, out = settings(), tmp_path / "RUN"
+    assert embedded(shardsieve.clean(first, out, config)) == 120
+    # In front, so that every other shard gets another number.
+    more = [rest[3], *first]
+    run = shardsieve.clean(more, out, config)
+    assert embedded(run) == 40
+    assert any("have not changed" in n for n in RunDir(out).record("embed").notes)
+    assert tables_of(run) == tables_of(shardsieve.clean(more, tmp_path / "FRESH", config))
+    # The same bytes at another time are the same shard.
+    os.utime(shards.paths[0])
+    assert embedded(shardsieve.clean(more, out, config)) == 0
+    changed = write_shards(tmp_path / "other", n_shards=1, per_shard=40, seed=9)
+    shards.paths[1].write_bytes(changed.paths[0].read_bytes())
+    run = shardsieve.clean(more, out, config)
+    assert embedded(run) == 40
+    assert tables_of(run) == tables_of(shardsieve.clean(more, tmp_path / "FRESH2", config))
+    # Other settings of the network: nothing can be kept.
+    assert embedded(shardsieve.clean(more, out, settings(embed__image_size=40))) == 160
+
+
+def test_clean_samples_are_those_of_the_written_shards(tmp_path, settings):
+    shards = write_shards(tmp_path / "shards", n_shards=2, per_shard=40)
+    run = shardsieve.clean(shards.patterns, tmp_path / "RUN", settings())
+    written = {}
+    for path in run.clean_shards:
+        with tarfile.open(path) as tar:
+            written |= {member.name: tar.extractfile(member).read() for member in tar}
+    opened = {
+        f"{sample['__key__']}.{extension}": content
+        for sample in shardsieve.open_clean(run.path, seed=1)
+        for extension, content in sample.items()
+        if not extension.startswith("__")
+    }
+    assert opened == written and len(opened) > 100
