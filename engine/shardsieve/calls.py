@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from shardsieve.config import Config, Precision
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult
+from shardsieve.data.scores import Decisions
 from shardsieve.errors import DataError
 from shardsieve.progress import Progress
 from shardsieve.run import Run
@@ -196,13 +195,12 @@ class Calls:
     def _write(self, out: Path) -> StageResult:
         from shardsieve.stages.write import write
 
-        reasons = self._run.scores.column("reason").cast(pa.string())
         return write(
             self._run.index,
-            self._kept(),
-            pc.equal(reasons, Reason.HIGH_LOSS.word).to_numpy(),
+            self._scores_file,
+            self._config.write,
+            seed=self._config.seed,
             out=out,
-            removed_out=self._config.write.removed,
             run=self._directory.path.resolve(),
             progress=self._progress,
         )
@@ -221,5 +219,8 @@ class Calls:
         )
 
     def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        kept: np.ndarray[Any, np.dtype[np.bool_]] = self._run.scores.column("kept").to_numpy()
-        return kept
+        return Decisions.read(self._scores_file).kept_N
+
+    @property
+    def _scores_file(self) -> Path:
+        return self._directory.folder("select") / "scores.parquet"

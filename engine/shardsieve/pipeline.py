@@ -222,6 +222,7 @@ class _Line:
             (file := Path(folders[name] or "") / shard["file"]).is_file()
             and file.stat().st_size == shard["size_bytes"]
             for name, shards in record.facts.items()
+            if name in folders
             for shard in shards
         )
 
