@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardsieve.config import Config, Precision
+from shardsieve.data.features import check_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
@@ -126,6 +127,9 @@ class Calls:
     def _probe(self, out: Path) -> StageResult:
         from shardsieve.stages.probe import probe
 
+        # Read once more than needed: a flipped bit must not become somebody's wrong label.
+        for shard in range(len(self._run.index.shards)):
+            check_shard(self._directory.folder("embed"), shard)
         return probe(
             self._run.index,
             self._run.features,

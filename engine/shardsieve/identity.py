@@ -33,7 +33,7 @@ class Stage:
 
 STAGES = (
     Stage("index", 1, ()),
-    Stage("embed", 1, ("index",)),
+    Stage("embed", 2, ("index",)),
     Stage("probe", 1, ("index", "embed")),
     Stage("select", 1, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),

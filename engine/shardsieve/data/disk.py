@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shardsieve.errors import DiskError
@@ -33,6 +35,24 @@ def disk_error(path: Path, error: OSError) -> DiskError:
         free = ""
         advice = "Make it writable, or choose another folder"
     return DiskError(f"{path}: cannot be written: {why}{free}. {advice}")
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turns an error of writing into `folder` into a message that says what to do.
+
+    Raises:
+        DiskError: The disk is full or read-only, or the folder is not ours to write to.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(error.filename) if isinstance(error.filename, str) else folder
+        inside = named.absolute().is_relative_to(folder.absolute())
+        # A file elsewhere that may not be opened is an input.
+        if not refuses_writing(error) or (error.errno not in _FULL and not inside):
+            raise
+        raise disk_error(named, error) from error
 
 
 def _free_bytes(path: Path) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shardsieve.data.disk import disk_error, refuses_writing
+from shardsieve.data.disk import refuses_writing, writing_to
 from shardsieve.data.table import replace_file
 from shardsieve.errors import ShardError
 from shardsieve.shards.files import ShardFiles
@@ -114,18 +114,14 @@ def copy_ranges(
         DiskError: The target's disk is full or refuses to be written to.
     """
     temporary = target.with_name(target.name + ".part")
-    try:
+    digest = hashlib.sha256() if sha256 else None
+    with writing_to(target.parent):
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
-            digest = hashlib.sha256() if sha256 else None
             size = _fill(descriptor, files, ranges, digest)
         finally:
             os.close(descriptor)
         replace_file(temporary, target)
-    except OSError as error:
-        if not refuses_writing(error):
-            raise
-        raise disk_error(target, error) from error
     return size, digest.hexdigest() if digest is not None else None
 
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from shardsieve.config import WriteConfig
-from shardsieve.data.disk import disk_error, refuses_writing
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
@@ -239,12 +238,7 @@ def _write_manifest(index: SampleIndex, scores: Path, sets: Sequence[Layout], ou
             file_N[rows] = len(files)
             file_offset_N[rows] = layout.starts(number)
             files.append(layout.file(number))
-    try:
-        write_written(out / MANIFEST, index, scores, files, file_N, file_offset_N)
-    except OSError as error:
-        if not refuses_writing(error):
-            raise
-        raise disk_error(out / MANIFEST, error) from error
+    write_written(out / MANIFEST, index, scores, files, file_N, file_offset_N)
 
 
 def _notes(index: SampleIndex, planned: Plan, config: WriteConfig) -> list[str]:
