@@ -128,7 +128,7 @@ def test_without_hashes(selected, settings):
     assert verify(run.path).problems == []
     # Then the bytes are compared all the same.
     damage(run.clean_shards[0], 3000)
-    assert any("not what" in problem for problem in verify(run.path).problems)
+    assert any("is not what its source has" in problem for problem in verify(run.path).problems)
 
 
 def damage(path, at):

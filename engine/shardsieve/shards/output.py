@@ -28,6 +28,8 @@ from shardsieve.shards.tar import BLOCK, END_OF_ARCHIVE
 
 _PIECE_BYTES = 1024 * 1024
 _MOST_THREADS = 8
+_LISTED = 3
+_ANEW = "; delete it and run `shardsieve write`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def _check_file(
     path, told = shard
     samples = of_file.get(path.name, np.empty(0, np.int64))
     if not path.is_file():
-        return [f"{path}: gone; `shardsieve write` makes it anew"]
+        return [f"{path}: gone; run `shardsieve write`"]
     problems = []
     size_R = padded(index.numbers("size")[samples])
     size = int(size_R.sum()) + len(END_OF_ARCHIVE)
@@ -130,20 +132,30 @@ def _check_file(
         index.numbers("size")[samples],
     )
     try:
-        sha256, differs = _compare(path, files, ranges)
+        sha256, bad_bytes, ended = _compare(path, files, ranges)
     except (ShardError, OSError) as error:
         return [f"{path}: cannot be compared with its source: {error}"]
     finally:
         files.close()
-    problems += [f"{path}: {what}; delete it and run `shardsieve write`" for what in differs]
+    if not ended:
+        problems.append(f"{path}: the end of the archive is not two empty blocks{_ANEW}")
+    for byte in bad_bytes[:_LISTED]:
+        sample = int(np.searchsorted(rows.file_offset_N[samples], byte, side="right")) - 1
+        key = index.keys_N[int(samples[sample])]
+        problems.append(f"{path}: byte {byte:,}, in {key}, is not what its source has{_ANEW}")
     if told["sha256"] not in (None, sha256):
-        problems.append(f"{path}: its sha256 differs; delete it and run `shardsieve write`")
+        problems.append(f"{path}: its sha256 differs{_ANEW}")
     return problems
 
 
-def _compare(path: Path, files: ShardFiles, ranges: Ranges) -> tuple[str, list[str]]:
-    """Hashes an output shard while it is compared with the ranges it was made of."""
-    digest, differs = hashlib.sha256(), []
+def _compare(path: Path, files: ShardFiles, ranges: Ranges) -> tuple[str, list[int], bool]:
+    """Hashes an output shard while it is compared with the ranges it was made of.
+
+    Returns:
+        Its sha256, the first byte that differs of each piece that does, and whether it ends as an
+        archive should.
+    """
+    digest, bad_bytes = hashlib.sha256(), []
     position = 0
     with path.open("rb") as file:
         for shard, start, end in ranges.tolist():
@@ -151,16 +163,19 @@ def _compare(path: Path, files: ShardFiles, ranges: Ranges) -> tuple[str, list[s
                 count = min(_PIECE_BYTES, end - first)
                 written = file.read(count)
                 digest.update(written)
-                if written != files.read(shard, first, count):
-                    differs.append(
-                        f"from byte {position:,} on not what {files.path(shard)} has at {first:,}"
-                    )
+                source = files.read(shard, first, count)
+                if written != source:
+                    bad_bytes.append(position + _first_difference(written, source))
                 position += count
             gap = file.read(-position % BLOCK)
             digest.update(gap)
             position += len(gap)
         rest = file.read()
         digest.update(rest)
-    if rest != END_OF_ARCHIVE:
-        differs.append("the end of the archive is not two empty blocks")
-    return digest.hexdigest(), differs[:3]
+    return digest.hexdigest(), bad_bytes, rest == END_OF_ARCHIVE
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    length = min(len(one), len(other))
+    differ = np.frombuffer(one, np.uint8, length) != np.frombuffer(other, np.uint8, length)
+    return int(differ.argmax()) if differ.any() else length
