@@ -8,6 +8,8 @@ from typing import Any, Protocol, cast
 # Name -> what it measures. Each is a module of bench.runs.
 RUNS: dict[str, str] = {
     "softmax_stats": "per-sample statistics of the logits, beside torch",
+    "write": "filtered shards, beside cp and webdataset's ShardWriter",
+    "million": "the line after embedding at a million samples: seconds and memory per stage",
 }
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from shardsieve.config import Config, Precision
+from shardsieve.data.features import check_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult
+from shardsieve.data.scores import Decisions
 from shardsieve.errors import DataError
 from shardsieve.progress import Progress
 from shardsieve.run import Run
@@ -109,7 +109,15 @@ class Calls:
         return resolve_precision(precision, self.device)
 
     def _index(self, out: Path) -> StageResult:
-        return index(self._shards, self._config.index, out=out, progress=self._progress)
+        return index(
+            self._shards,
+            self._config.index,
+            out=out,
+            progress=self._progress,
+            previous=self._directory.folder("index"),
+            threads=self._workers,
+            backend="reference" if self.backend == "reference" else "cpu",
+        )
 
     def _embed(self, out: Path) -> StageResult:
         from shardsieve.stages.embed import embed
@@ -127,6 +135,9 @@ class Calls:
     def _probe(self, out: Path) -> StageResult:
         from shardsieve.stages.probe import probe
 
+        # Read once more than needed: a flipped bit must not become somebody's wrong label.
+        for shard in range(len(self._run.index.shards)):
+            check_shard(self._directory.folder("embed"), shard)
         return probe(
             self._run.index,
             self._run.features,
@@ -196,13 +207,12 @@ class Calls:
     def _write(self, out: Path) -> StageResult:
         from shardsieve.stages.write import write
 
-        reasons = self._run.scores.column("reason").cast(pa.string())
         return write(
             self._run.index,
-            self._kept(),
-            pc.equal(reasons, Reason.HIGH_LOSS.word).to_numpy(),
+            self._scores_file,
+            self._config.write,
+            seed=self._config.seed,
             out=out,
-            removed_out=self._config.write.removed,
             run=self._directory.path.resolve(),
             progress=self._progress,
         )
@@ -221,5 +231,8 @@ class Calls:
         )
 
     def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        kept: np.ndarray[Any, np.dtype[np.bool_]] = self._run.scores.column("kept").to_numpy()
-        return kept
+        return Decisions.read(self._scores_file).kept_N
+
+    @property
+    def _scores_file(self) -> Path:
+        return self._directory.folder("select") / "scores.parquet"

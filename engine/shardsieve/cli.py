@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardsieve.errors import ShardsieveError
+from shardsieve import cli_review
+from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
     from shardsieve.config import Config
@@ -148,8 +149,8 @@ _stage_command("embed", "Run the frozen backbone once over every image and cache
 _stage_command("probe", "Train the linear probe on the cached features and score every sample.")
 _stage_command("select", "Fit the mixtures and decide which samples are kept.")
 _stage_command("tune", "Fine-tune the whole network on the clean samples.")
-_stage_command("write", "Write the filtered shards, bytes unchanged.")
 _stage_command("report", "Write the page to look at.")
+cli_review.add_to(app)
 
 
 @app.command()
@@ -184,16 +185,8 @@ def _load(file: Path | None, overrides: list[str] | None, values: dict[str, Any]
 
 
 def _finish(work: Callable[[], Run], as_json: bool, summary: Callable[[Run], str]) -> None:
-    from shardsieve_kernels import BackendUnavailable
-
-    try:
+    with exit_codes():
         run = work()
-    except (ShardsieveError, BackendUnavailable) as error:
-        typer.echo(f"shardsieve: {error}", err=True)
-        raise typer.Exit(getattr(error, "exit_code", 4)) from error
-    except KeyboardInterrupt:
-        typer.echo("shardsieve: interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
     if as_json:
         from shardsieve.run import manifest_json
 

@@ -159,7 +159,21 @@ class WriteConfig(Section):
     """The shards that come out."""
 
     removed: Path | None = None
-    """A folder for a second set of shards with the removed samples."""
+    """A folder for a second set of shards with the samples that select removed. Samples that are
+    clean but over a quota are in neither set; `manifest.parquet` says where they lie."""
+    shard_samples: int | None = Field(None, ge=1)
+    """At most this many samples in an output shard; default: one output shard per input shard."""
+    shard_bytes: int | None = Field(None, ge=1)
+    """At most this many bytes in an output shard, if more than one sample is in it."""
+    order: Literal["source", "shuffle"] = "source"
+    """`source`: the order of the input; `shuffle`: samples of all shards mixed, by `seed`."""
+    per_class_cap: int | None = Field(None, ge=1)
+    """At most this many samples of each class, those with the highest p_clean."""
+    balance: bool = False
+    """Every class gets as many samples as the smallest class that has any, those with the highest
+    p_clean."""
+    sha256: bool = True
+    """Hash the output shards while they are written; costs more processor time than the copy."""
 
     @field_validator("removed", mode="before")
     @classmethod

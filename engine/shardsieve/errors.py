@@ -5,7 +5,8 @@ ShardsieveError            exit code
 ├── ConfigError            2    an unknown key, a value out of range, an option that cannot work
 ├── DataError              3    what was given to read cannot be used
 │   ├── ShardError         3    one shard: missing, not a tar, changed while it was read
-│   └── LabelError         3    the labels or the class names do not fit the samples
+│   ├── LabelError         3    the labels or the class names do not fit the samples
+│   └── DiskError          3    nothing can be written: full, read-only or not allowed
 ├── BackboneError          3    an unknown backbone, or weights that do not fit it
 ├── StaleArtefact          5    a stage is asked for whose inputs are missing or out of date
 ├── RunLocked              5    another process works in the same run directory
@@ -42,6 +43,10 @@ class ShardError(DataError):
 
 class LabelError(DataError):
     """Labels, label table and class names do not fit together."""
+
+
+class DiskError(DataError):
+    """Results cannot be written: the disk is full, read-only, or not ours to write to."""
 
 
 class BackboneError(DataError):

@@ -33,11 +33,11 @@ class Stage:
 
 STAGES = (
     Stage("index", 1, ()),
-    Stage("embed", 1, ("index",)),
+    Stage("embed", 2, ("index",)),
     Stage("probe", 1, ("index", "embed")),
     Stage("select", 1, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),
-    Stage("write", 1, ("index", "select")),
+    Stage("write", 2, ("index", "select")),
     Stage("report", 1, ("index", "embed", "probe", "select", "write")),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -88,6 +88,8 @@ class Identities:
             settings.pop("checkpoint")
         else:
             identity["inputs"] = {need: self._key_of(need) for need in stage.needs}
+        if stage.name == "write" and config.write.order == "shuffle":
+            identity["seed"] = config.seed
         if stage.name in ("probe", "tune"):
             identity["seed"] = config.seed
         if stage.name in ("select", "tune") and config.select.loss == "gce":

@@ -10,9 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from shardsieve.calls import Calls
 from shardsieve.config import Config, load_config
+from shardsieve.data.disk import writing_to
+from shardsieve.data.features import shard_file
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.manifest import build_manifest
 from shardsieve.data.reason import Reason
@@ -24,6 +27,7 @@ from shardsieve.models.weights import refuse_unknown
 from shardsieve.progress import Progress, Silent
 from shardsieve.run import Run
 from shardsieve.rundir import RunDir
+from shardsieve.shards.journal import Journal
 from shardsieve.shards.locate import locate_shards
 
 _LISTED_UNREADABLE = 10_000
@@ -86,13 +90,33 @@ def run_stages(
     line = _Line(directory, config, shards, progress)
     # Settings that cannot work are refused before a folder is made.
     line.refuse_what_cannot_work(names)
-    with directory.lock():
+    with directory.lock(), writing_to(out):
         line.take_up(names)
         write_text(out / "config.toml", _to_toml(config))
         for name in names:
             line.bring_up_to_date(BY_NAME[name])
             line.write_manifest()
     return Run(out)
+
+
+def plan_write(out: Path, config: Config) -> dict[str, Any]:
+    """Says what `write` would write: shards, samples and bytes per set and class. Writes nothing.
+
+    Args:
+        out: The run directory.
+        config: Settings.
+
+    Raises:
+        StaleArtefact: There is no selection, or it was made with other settings.
+    """
+    from shardsieve.stages.write import describe, plan
+
+    config = absolute_paths(config, tuned=False)
+    directory = RunDir(out)
+    _Line(directory, config, _indexed_shards(out), Silent()).require(["write"])
+    index = SampleIndex.open(directory.folder("index"))
+    scores = directory.folder("select") / "scores.parquet"
+    return describe(plan(index, scores, config.write, config.seed), index)
 
 
 class _Line:
@@ -144,20 +168,28 @@ class _Line:
         """Finishes what was cut off, and makes sure that what the stages need is there."""
         for name in BY_NAME:
             self._directory.recover(name)
+        self.require(names)
+
+    def require(self, names: Sequence[str]) -> None:
+        """Makes sure that what the stages need is there and up to date."""
         for name in names:
             self._require_needs(BY_NAME[name], asked=names)
 
     def bring_up_to_date(self, stage: Stage) -> None:
         identity = self._identity(stage)
         before = self._directory.record(stage.name)
-        if before is not None and before.key == content_key(identity) and self._is_whole(before):
+        same = before is not None and before.key == content_key(identity)
+        if before is not None and same and self._is_whole(before):
             self._progress.note(f"{stage.name}: up to date")
             return
         if before is not None:
             changes = ", ".join(changed_settings(before.identity, identity)) or "its files"
             self._progress.note(f"{stage.name}: runs again, changed: {changes}")
         start = time.monotonic()
-        part = self._directory.begin(stage.name, identity | self._not_to_be_mixed(stage))
+        begun_as = identity | self._not_to_be_mixed(stage)
+        if before is not None and same:
+            self._take_apart(before, begun_as)
+        part = self._directory.begin(stage.name, begun_as)
         result = self._calls.perform(stage.name, part)
         record = StageRecord(
             stage=stage.name,
@@ -177,7 +209,8 @@ class _Line:
         records = self._current_records()
         unreadable: list[dict[str, Any]] = []
         if "select" in records:
-            unreadable = _list_unreadable(self._run.scores, self._run.index)
+            scores = self._directory.folder("select") / "scores.parquet"
+            unreadable = _list_unreadable(scores, self._run.index)
         manifest = build_manifest(
             self._run.index, self._config.model_dump(mode="json"), records, unreadable
         )
@@ -214,7 +247,11 @@ class _Line:
         return records
 
     def _is_whole(self, record: StageRecord) -> bool:
-        """Whether the shards that were written are still there, with their sizes."""
+        """Whether the files that come one per shard are still there, tars with their sizes."""
+        if record.stage == "embed":
+            folder = self._directory.folder("embed")
+            n_shards = len(self._run.index.shards)
+            return all(shard_file(folder, shard).is_file() for shard in range(n_shards))
         if record.stage != "write":
             return True
         folders = {"clean": self._directory.folder("write"), "removed": self._config.write.removed}
@@ -222,8 +259,19 @@ class _Line:
             (file := Path(folders[name] or "") / shard["file"]).is_file()
             and file.stat().st_size == shard["size_bytes"]
             for name, shards in record.facts.items()
+            if name in folders
             for shard in shards
         )
+
+    def _take_apart(self, record: StageRecord, begun_as: dict[str, Any]) -> None:
+        """Keeps what is left of a result that is not whole, so that only the rest is made again."""
+        if record.stage == "embed":
+            made_with = f"{record.device.partition(':')[0]} {record.facts['precision']}"
+            if begun_as["made_with"] != made_with:
+                return
+        self._directory.reopen(record.stage, begun_as)
+        if record.stage == "write":
+            Journal.of_finished(self._directory.begin("write", begun_as), record.facts)
 
     def _identity(self, stage: Stage) -> dict[str, Any]:
         return self._identities.of(stage)
@@ -248,11 +296,16 @@ def _indexed_shards(out: Path) -> list[Path]:
     return [ref.path for ref in SampleIndex.open(folder).shards]
 
 
-def _list_unreadable(scores: pa.Table, samples: SampleIndex) -> list[dict[str, Any]]:
+def _list_unreadable(scores: Path, samples: SampleIndex) -> list[dict[str, Any]]:
     words = [reason.word for reason in Reason if reason.group == "unreadable"]
-    bad = pc.is_in(scores.column("reason").cast(pa.string()), value_set=pa.array(words))
-    rows = scores.filter(bad).select(["key", "shard", "offset", "reason", "detail"])
-    listed: list[dict[str, Any]] = rows.slice(0, _LISTED_UNREADABLE).to_pylist()
+    listed: list[dict[str, Any]] = []
+    with pq.ParquetFile(scores) as file:
+        for batch in file.iter_batches(columns=["key", "shard", "offset", "reason", "detail"]):
+            bad = pc.is_in(batch.column("reason").cast(pa.string()), value_set=pa.array(words))
+            listed += batch.filter(bad).to_pylist()
+            if len(listed) >= _LISTED_UNREADABLE:
+                break
+    listed = listed[:_LISTED_UNREADABLE]
     for row in listed:
         row["shard"] = str(samples.shards[row["shard"]].path)
     return listed

@@ -14,6 +14,7 @@ RUN/
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shardsieve.data.disk import sync_folder
 from shardsieve.data.record import StageRecord, content_key
 from shardsieve.data.table import write_json
 from shardsieve.errors import DataError, RunLocked
@@ -146,12 +148,25 @@ class RunDir:
         return part
 
     def commit(self, record: StageRecord) -> None:
-        """Gives the finished work its name."""
+        """Gives the finished work its name, with the hashes of its files in its record."""
         part = self._part(record.stage)
-        for leftover in part.rglob("*.part"):
-            leftover.unlink()
+        record = record.model_copy(update={"files": _hash_files(part)})
         write_json(part / _RECORD, record.model_dump(mode="json"))
         self._publish(record.stage)
+
+    def reopen(self, stage: str, identity: Mapping[str, Any]) -> None:
+        """Turns a result that has lost a file back into unfinished work, for `begin` to go on with.
+
+        Args:
+            stage: One that is finished.
+            identity: What `begin` will be called with.
+        """
+        final, part = self.folder(stage), self._part(stage)
+        if part.exists():
+            shutil.rmtree(part)
+        write_json(final / _BEGUN, {"key": content_key(identity)})
+        final.replace(part)
+        (part / _RECORD).unlink()
 
     def recover(self, stage: str) -> None:
         """Finishes a commit that was cut off between its record and its name."""
@@ -160,14 +175,35 @@ class RunDir:
 
     def _publish(self, stage: str) -> None:
         final, part = self.folder(stage), self._part(stage)
+        for leftover in part.rglob("*.part"):
+            leftover.unlink()
         (part / _BEGUN).unlink(missing_ok=True)
+        sync_folder(part)
         if final.exists():
             shutil.rmtree(final)
         part.replace(final)
+        sync_folder(final.parent)
 
     def _part(self, stage: str) -> Path:
         final = self.folder(stage)
         return final.with_name(final.name + ".part")
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """Hashes what carries no checksum of its own and is not listed with one."""
+    hashes = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        own = path.suffix in (".part", ".tar") or path.match("features-*.arrow")
+        if path.is_file() and not own and name not in (_BEGUN, _RECORD):
+            hashes[name] = hash_file(path)
+    return hashes
+
+
+def hash_file(path: Path) -> str:
+    """Returns the sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _begun_key(begun: Path) -> str | None:

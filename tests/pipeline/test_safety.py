@@ -97,11 +97,11 @@ def test_interrupted_removed_set_is_written_again(tiny, settings, tmp_path, monk
     config = settings(write__removed=str(folder))
     copy, calls = stage.copy_ranges, []
 
-    def killed_at_the_last(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:
+    def killed_at_the_last(files, ranges, target, **options):
+        calls.append(target)
+        if target.name == "removed-000001.tar":
             raise KeyboardInterrupt
-        return copy(*arguments)
+        return copy(files, ranges, target, **options)
 
     monkeypatch.setattr(stage, "copy_ranges", killed_at_the_last)
     with pytest.raises(KeyboardInterrupt):

@@ -17,6 +17,7 @@ from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
 from shardsieve.data.reason import Reason
 from shardsieve.errors import DataError, LabelError, ShardError
 from shardsieve.progress import Silent
+from shardsieve.shards.samples import scan_samples
 from shardsieve.shards.tar import TarScan
 from shardsieve.stages.index import index
 
@@ -45,7 +46,11 @@ def indexed(tmp_path, *shards, classes=None, **settings):
     result = index(paths, IndexConfig(**settings), out=out, progress=Silent(), classes=classes)
     made = SampleIndex.open(out)
     assert made.table.schema == SCHEMA
-    assert sorted(path.name for path in out.iterdir()) == ["samples.arrow", "shards.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "parts",
+        "samples.arrow",
+        "shards.json",
+    ]
     columns = {name: made.table.column(name).to_pylist() for name in SCHEMA.names}
     return SimpleNamespace(index=made, counts=result.counts, notes=result.notes, **columns)
 
@@ -92,8 +97,9 @@ def test_offsets_lead_to_the_bytes(tmp_path):
     ]
     assert images == [b"first", b"2nd"]
     for key, offset, size in zip(made.key, made.offset, made.size, strict=True):
-        members = list(TarScan(data[offset : offset + size]).members())
-        assert [member.name for member in members] == [f"{key}.jpg", f"{key}.cls"]
+        (found,) = scan_samples(TarScan(data[offset : offset + size]), tmp_path)
+        names = [member.name for member in found.members.values()]
+        assert names == [f"{key}.jpg", f"{key}.cls"]
     assert made.counts["other_members"] == 1
     ref = made.index.shards[0]
     assert (ref.size_bytes, ref.n_samples) == (len(data), 2)
@@ -291,7 +297,7 @@ def test_which_member_is_the_image(tmp_path):
 
 
 def test_more_samples_than_one_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr("shardsieve.stages.index._ROWS_PER_BATCH", 4)
+    monkeypatch.setattr("shardsieve.shards.rows._BATCH", 4)
     keys = [f"{i:03d}" for i in range(11)]
     shard = flat(*(sample(key, int(key) % 3) for key in keys))
     other = flat(*(sample(f"x{key}", "7") for key in keys[:8]))

@@ -20,25 +20,14 @@ from shardsieve.shards.labels import (
     read_classes,
     resolve_labels,
 )
-from shardsieve.shards.samples import TarSample
-from shardsieve.shards.tar import Member
-
-
-def sample_of(**parts):
-    """A sample with members of these contents, and the buffer they lie in."""
-    sample, buffer = TarSample("s", 0, 0), b"padding"
-    for extension, content in parts.items():
-        sample.members[extension] = Member(f"s.{extension}", 0, len(buffer), len(content), 0)
-        buffer += content
-    return sample, memoryview(buffer + b"padding")
 
 
 def from_cls(content):
-    return MemberLabels("cls").of(*sample_of(jpg=b"x", cls=content))
+    return MemberLabels("cls").read(content, "s.cls")
 
 
 def from_json(content, field="label"):
-    return JsonLabels(field).of(*sample_of(jpg=b"x", json=content))
+    return JsonLabels(field).read(content, "s.json")
 
 
 def texts(*values, names=False):
@@ -82,12 +71,6 @@ def test_cls(content, text):
 @pytest.mark.parametrize("content", [b"", b"\n", b"  \t", b"\xef\xbb\xbf"])
 def test_empty_cls(content):
     assert from_cls(content) == (None, False, "s.cls is empty")
-
-
-def test_missing_cls_says_what_is_there():
-    given = MemberLabels("cls").of(*sample_of(jpg=b"x", json=b"{}"))
-    assert given == (None, False, "no member .cls (has: jpg, json)")
-    assert MemberLabels("cls").of(*sample_of()).detail == "no member .cls (has: nothing)"
 
 
 # A field of the JSON member.
@@ -157,11 +140,6 @@ def test_half_a_surrogate_pair_is_still_text(content):
 
 def test_empty_json_name():
     assert from_json(b'{"label": ""}') == (None, False, "s.json: empty label")
-
-
-def test_missing_json():
-    given = JsonLabels("label").of(*sample_of(jpg=b"x"))
-    assert given.detail == "no member .json (has: jpg)"
 
 
 # A table beside the shards.

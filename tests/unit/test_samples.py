@@ -13,8 +13,15 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shardsieve.data.reason import Reason
 from shardsieve.errors import ShardError
-from shardsieve.shards.samples import TarSample, describe_damage, scan_samples, stat_shard
+from shardsieve.shards.samples import (
+    describe_damage,
+    scan_blocks,
+    scan_samples,
+    stat_shard,
+)
 from shardsieve.shards.tar import BLOCK, END_OF_ARCHIVE, TarScan
+from shardsieve_kernels.tar_scan import name_hash
+from shardsieve_kernels.testing.tar_scan import sealed
 
 SHARD = Path("/data/train-0000.tar")
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -112,21 +119,28 @@ def test_folders_and_metadata_inside_a_sample_do_not_split_it():
     assert scan.others == 3
 
 
+def images_of(files, extensions):
+    (block,) = scan_blocks(TarScan(make_tar(files)), SHARD)
+    members = [sample.members for sample in map(block.sample, range(len(block)))]
+    names = [member.name for parts in members for member in parts.values()]
+    return [names[m] if m >= 0 else None for m in block.image(extensions).tolist()]
+
+
 def test_which_member_is_the_image():
-    (sample,), _ = samples_of(
-        make_tar([("a.thumb.jpg", b""), ("a.png", b""), ("a.mask.png", b""), ("a.txt", b"")])
-    )
-    assert sample.image(["jpg", "png"]).name == "a.png"
-    assert sample.image(["png"]).name == "a.png"
-    assert sample.image(["jpg"]).name == "a.thumb.jpg"
-    assert sample.image(["thumb.jpg", "png"]).name == "a.thumb.jpg"
-    assert sample.image(["g", "jpeg", "pg"]) is None
+    files = [("a.thumb.jpg", b""), ("a.png", b""), ("a.mask.png", b""), ("a.txt", b"")]
+    assert images_of(files, ["jpg", "png"]) == ["a.png"]
+    assert images_of(files, ["png"]) == ["a.png"]
+    assert images_of(files, ["jpg"]) == ["a.thumb.jpg"]
+    assert images_of(files, ["thumb.jpg", "png"]) == ["a.thumb.jpg"]
+    assert images_of(files, ["g", "jpeg", "pg"]) == [None]
+    twice = [("a.1.jpg", b""), ("a.2.jpg", b""), ("b.txt", b""), ("c.cls", b""), ("c.2.jpg", b"")]
+    assert images_of(twice, ["jpg"]) == ["a.1.jpg", None, "c.2.jpg"]
 
 
 def test_first_image_extension_of_the_list_wins():
-    (sample,), _ = samples_of(make_tar([("a.png", b""), ("a.jpg", b"")]))
-    assert sample.image(["jpg", "png"]).name == "a.jpg"
-    assert sample.image(["png", "jpg"]).name == "a.png"
+    files = [("a.png", b""), ("a.jpg", b"")]
+    assert images_of(files, ["jpg", "png"]) == ["a.jpg"]
+    assert images_of(files, ["png", "jpg"]) == ["a.png"]
 
 
 def test_a_shard_that_ends_inside_a_member():
@@ -169,7 +183,6 @@ def test_a_damaged_header_is_a_row_of_its_own():
     ]
     assert [s.reason for s in ours].index(Reason.DAMAGED_TAR) == 2
     assert ours[2].detail == "1,536 bytes from 6,144 hold no valid tar header"
-    assert ours[2].image(["jpg"]) is None
     assert describe_damage(scan) == ("no valid tar header from byte 6,144 to 7,680",)
 
 
@@ -226,5 +239,30 @@ def test_stat_shard(tmp_path):
         stat_shard(tmp_path / "gone.tar")
 
 
-def test_a_sample_of_nothing_has_no_image():
-    assert TarSample("a", 0, 0).image(["jpg"]) is None
+@given(
+    entries=st.lists(members | st.just(("__meta__", "txt", b"")), max_size=20),
+    n_entries=st.integers(1, 5),
+    victim=st.none() | st.integers(0, 19),
+)
+def test_the_size_of_the_pieces_changes_nothing(entries, n_entries, victim):
+    data = bytearray(make_tar([(f"{key}.{kind}", content) for key, kind, content in entries]))
+    if victim is not None and victim < len(entries):
+        data[victim * 1024 % len(data)] ^= 255
+    whole, pieces = TarScan(bytes(data)), TarScan(bytes(data))
+    want = list(scan_samples(whole, SHARD))
+    blocks = list(scan_blocks(pieces, SHARD, entries=n_entries))
+    assert [block.sample(row) for block in blocks for row in range(len(block))] == want
+    hashes = [value for block in blocks for value in block.key_hash_R.tolist()]
+    assert hashes == [name_hash(sample.key.encode()) for sample in want]
+    assert describe_damage(pieces) == describe_damage(whole)
+    assert (pieces.others, pieces.ended) == (whole.others, whole.ended)
+
+
+def test_keys_that_are_no_utf8_stay_apart():
+    tar = bytearray(make_tar([("a1.jpg", b""), ("b1.jpg", b"")], tarfile.USTAR_FORMAT))
+    for at, byte in ((0, 0xFE), (512, 0xFF)):
+        tar[at] = byte
+        tar[at : at + 512] = sealed(bytes(tar[at : at + 512]))
+    (block,) = scan_blocks(TarScan(bytes(tar)), SHARD)
+    assert block.key_R.to_pylist() == ["\\xfe1", "\\xff1"]
+    assert block.key_hash_R.tolist() == [name_hash(b"\\xfe1"), name_hash(b"\\xff1")]

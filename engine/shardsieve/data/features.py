@@ -5,6 +5,8 @@ Shapes: N samples, D features.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shardsieve.data.table import column, read_ipc, write_ipc
+from shardsieve.errors import DataError
+
+_NAMES = ["feature", "reason", "detail"]
+_SHA256 = b"sha256"
+_ONE_SHARD_ANEW = "Delete it and run again: only this shard is embedded anew"
 
 
 def shard_file(folder: Path, shard: int) -> Path:
@@ -38,7 +45,9 @@ def write_shard(
         details: N sentences on what is wrong, None where nothing is.
     """
     dim = features_ND.shape[1]
-    values = pa.array(np.ascontiguousarray(features_ND).reshape(-1), pa.float16())
+    features_ND = np.ascontiguousarray(features_ND)
+    values = pa.array(features_ND.reshape(-1), pa.float16())
+    digest = _digest(features_ND, reason_N, details)
     table = pa.table(
         {
             "feature": pa.FixedSizeListArray.from_arrays(values, dim),
@@ -46,7 +55,53 @@ def write_shard(
             "detail": pa.array(list(details), pa.string()),
         }
     )
-    write_ipc(shard_file(folder, shard), table)
+    write_ipc(shard_file(folder, shard), table.replace_schema_metadata({_SHA256: digest}))
+
+
+def check_shard(folder: Path, shard: int) -> int:
+    """Reads the features of one shard and compares them with their checksum.
+
+    Returns:
+        How many rows it has.
+
+    Raises:
+        DataError: They are gone, or not what was written.
+    """
+    table = _read_shard(folder, shard)
+    parts = _matrix(table, table.schema.field("feature").type.list_size)
+    told = (table.schema.metadata or {}).get(_SHA256, b"").decode("ascii", "replace")
+    details = table.column("detail").to_pylist()
+    if _digest(parts, column(table, "reason"), details) != told:
+        raise DataError(
+            f"{shard_file(folder, shard)}: not what was written, its checksum differs. "
+            + _ONE_SHARD_ANEW
+        )
+    return len(parts)
+
+
+def _digest(
+    features_ND: npt.NDArray[np.float16],
+    reason_N: npt.NDArray[np.uint8],
+    details: Sequence[str | None],
+) -> str:
+    digest = hashlib.sha256(repr(features_ND.shape).encode())
+    digest.update(features_ND.view(np.uint8).data)
+    digest.update(np.ascontiguousarray(reason_N, np.uint8).data)
+    digest.update(json.dumps(list(details)).encode())
+    return digest.hexdigest()
+
+
+def _read_shard(folder: Path, shard: int) -> pa.Table:
+    try:
+        table = read_ipc(shard_file(folder, shard))
+        table.validate()
+    except (DataError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{shard_file(folder, shard)}: gone or damaged. {_ONE_SHARD_ANEW}"
+        ) from error
+    if table.schema.names != _NAMES:
+        raise DataError(f"{shard_file(folder, shard)}: not a feature file. {_ONE_SHARD_ANEW}")
+    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +123,12 @@ class FeatureStore:
 
     @classmethod
     def open(cls, folder: Path, n_shards: int) -> FeatureStore:
-        """Maps the files that the stage `embed` wrote."""
-        tables = [read_ipc(shard_file(folder, shard)) for shard in range(n_shards)]
+        """Maps the files that the stage `embed` wrote.
+
+        Raises:
+            DataError: A file is gone or damaged; what it holds is checked by `check_shard`.
+        """
+        tables = [_read_shard(folder, shard) for shard in range(n_shards)]
         dim = tables[0].schema.field("feature").type.list_size
         parts = tuple(_matrix(table, dim) for table in tables)
         starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)

@@ -21,7 +21,7 @@ class Counts(BaseModel):
     Attributes:
         samples_in: Samples in the input shards.
         kept: Samples in the clean shards.
-        removed: Samples judged to be mislabelled, by reason.
+        removed: Samples judged to be mislabelled, or clean and over a quota, by reason.
         unreadable: Samples that could not be judged, by reason.
     """
 
@@ -79,7 +79,8 @@ def build_manifest(
 ) -> Manifest:
     """Puts the manifest together from the records of the stages that are up to date."""
     written = records.get("write")
-    outputs = dict(written.facts) if written else {}
+    facts = written.facts if written else {}
+    outputs = {name: facts[name] for name in ("clean", "removed") if name in facts}
     return Manifest(
         tool=version("shardsieve"),
         libraries=library_versions(),
@@ -131,9 +132,14 @@ def _counts(records: dict[str, StageRecord]) -> Counts | None:
     groups: dict[str, dict[str, int]] = {"kept": {}, "removed": {}, "unreadable": {}}
     for word, count in selected.facts["by_reason"].items():
         groups[Reason[word.upper()].group][word] = count
+    kept = sum(groups["kept"].values())
+    written = records.get("write")
+    if written is not None and (over := written.counts.get("over_quota", 0)):
+        kept -= over
+        groups["removed"][Reason.OVER_QUOTA.word] = over
     return Counts(
         samples_in=selected.counts["samples"],
-        kept=sum(groups["kept"].values()),
+        kept=kept,
         removed=groups["removed"],
         unreadable=groups["unreadable"],
     )

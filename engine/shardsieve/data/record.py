@@ -37,6 +37,7 @@ class StageRecord(StageResult):
         seconds: Wall time of the call that finished it, seconds.
         device: Where the model ran, `cpu` for stages without one.
         backend: Which kernels ran.
+        files: sha256 of each file by name, but those that carry or are listed with their own.
     """
 
     stage: str
@@ -45,6 +46,7 @@ class StageRecord(StageResult):
     seconds: float
     device: str
     backend: str
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 def content_key(identity: Mapping[str, Any]) -> str:

@@ -5,11 +5,13 @@ Shapes: N samples, K classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shardsieve.data.index import SampleIndex
@@ -55,6 +57,45 @@ def scores_table(
             "detail": detail_N,
         }
     )
+
+
+def reason_numbers(words: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Turns a column of reasons back into `Reason` numbers.
+
+    Raises:
+        KeyError: A word is none of a `Reason`.
+    """
+    if isinstance(words, pa.ChunkedArray):
+        empty = np.empty(0, np.uint8)
+        return np.concatenate([empty, *(reason_numbers(chunk) for chunk in words.chunks)])
+    if not pa.types.is_dictionary(words.type):
+        words = words.dictionary_encode()
+    values = [Reason[word.upper()] for word in words.dictionary.to_pylist()]
+    numbers: npt.NDArray[np.uint8] = np.array(values, np.uint8)[words.indices.to_numpy()]
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """The columns of a scores table that say what becomes of each sample.
+
+    Attributes:
+        kept_N: (N,) samples that are kept.
+        reason_N: (N,) u8 `Reason`.
+        p_clean_N: (N,) f64 posterior, NaN where a sample was not judged.
+    """
+
+    kept_N: npt.NDArray[np.bool_]
+    reason_N: npt.NDArray[np.uint8]
+    p_clean_N: npt.NDArray[np.float64]
+
+    @classmethod
+    def read(cls, path: Path) -> Decisions:
+        """Reads these columns of `scores.parquet` and no other."""
+        table = pq.read_table(path, columns=["reason", "p_clean"])
+        reason_N = reason_numbers(table.column("reason"))
+        p_clean_N = pc.fill_null(table.column("p_clean"), np.nan).to_numpy()
+        return cls(reason_N == Reason.KEPT, reason_N, p_clean_N)
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardsieve.data.reason import WORDS
+from shardsieve.errors import DataError
 
 
 def replace_file(temporary: Path, final: Path) -> None:
@@ -44,9 +45,18 @@ def write_ipc(path: Path, table: pa.Table) -> None:
 
 
 def read_ipc(path: Path) -> pa.Table:
-    """Maps an Arrow IPC file into memory; nothing is read until it is used."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+    """Maps an Arrow IPC file into memory; nothing is read until it is used.
+
+    Raises:
+        DataError: It is gone, or not a whole Arrow file.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{path}: gone or damaged ({error}); delete {path.parent} to make it anew"
+        ) from error
 
 
 def column(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -16,7 +16,6 @@ from pyarrow import csv, parquet
 
 from shardsieve.data.reason import Reason
 from shardsieve.errors import LabelError
-from shardsieve.shards.samples import TarSample
 
 TABLE_SUFFIXES = (".parquet", ".csv")
 _INTEGER = r"^\s*[+-]?\d+\s*$"
@@ -37,10 +36,16 @@ class Given(NamedTuple):
 
 
 class LabelSource(Protocol):
-    """Finds the label of a sample."""
+    """Finds the label of a sample in one of its members.
 
-    def of(self, sample: TarSample, buffer: memoryview) -> Given:
-        """Returns the label as it stands in the data."""
+    Attributes:
+        extension: Of that member.
+    """
+
+    extension: str
+
+    def read(self, content: bytes, name: str) -> Given:
+        """Returns the label that a member holds; `name` is for messages about it."""
         ...
 
 
@@ -50,38 +55,31 @@ class MemberLabels:
     def __init__(self, extension: str) -> None:
         self.extension = extension
 
-    def of(self, sample: TarSample, buffer: memoryview) -> Given:
+    def read(self, content: bytes, name: str) -> Given:
         """Returns the content as text."""
-        member = sample.members.get(self.extension)
-        if member is None:
-            return Given(None, detail=_absent(sample, self.extension))
-        text = bytes(buffer[member.data : member.data + member.size])
-        decoded = text.decode("utf-8-sig", "backslashreplace").strip()
-        if not decoded:
-            return Given(None, detail=f"{member.name} is empty")
-        return Given(decoded)
+        text = content.decode("utf-8-sig", "backslashreplace").strip()
+        return Given(text) if text else Given(None, detail=f"{name} is empty")
 
 
 class JsonLabels:
     """The label is a field of the `.json` member."""
 
+    extension = "json"
+
     def __init__(self, path: str) -> None:
         self.path = path.split(".")
 
-    def of(self, sample: TarSample, buffer: memoryview) -> Given:
+    def read(self, content: bytes, name: str) -> Given:
         """Returns the field; a JSON string is a class name, a JSON number an index."""
-        member = sample.members.get("json")
-        if member is None:
-            return Given(None, detail=_absent(sample, "json"))
         try:
-            value = json.loads(bytes(buffer[member.data : member.data + member.size]))
+            value = json.loads(content)
         except (ValueError, RecursionError) as error:
-            return Given(None, detail=f"{member.name} is not JSON: {error}")
-        for name in self.path:
-            if not isinstance(value, dict) or name not in value:
-                return Given(None, detail=f"{member.name} has no field {'.'.join(self.path)}")
-            value = value[name]
-        return _from_value(value, member.name)
+            return Given(None, detail=f"{name} is not JSON: {error}")
+        for part in self.path:
+            if not isinstance(value, dict) or part not in value:
+                return Given(None, detail=f"{name} has no field {'.'.join(self.path)}")
+            value = value[part]
+        return _from_value(value, name)
 
 
 class TableLabels:
@@ -171,11 +169,22 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def find_classes(
-    given: pa.ChunkedArray, is_name: pa.ChunkedArray, n_readable: int, n_classes: int | None
+    given: pa.ChunkedArray,
+    is_name: pa.ChunkedArray,
+    n_readable: int,
+    n_classes: int | None,
+    count: pa.ChunkedArray | None = None,
 ) -> tuple[str, ...]:
     """Works out the classes when the user names none.
 
     Integers give the classes 0 to their maximum (or `n_classes`), names their sorted set.
+
+    Args:
+        given: Labels as given, null where there is none.
+        is_name: Whether a label is a name even if it looks like a number.
+        n_readable: How many samples there are.
+        n_classes: The number of classes, if it is known.
+        count: How often each of `given` occurs; default: once.
 
     Raises:
         LabelError: Both occur, there is no label at all, or the largest integer cannot be a class
@@ -183,12 +192,16 @@ def find_classes(
     """
     present = pc.is_valid(given)
     integers = pc.and_(present, _looks_like_index(given, is_name))
-    numbers = given.filter(integers)
-    names = given.filter(pc.and_(present, pc.invert(integers)))
+    other = pc.and_(present, pc.invert(integers))
+    numbers, names = given.filter(integers), given.filter(other)
     if len(numbers) and len(names):
+        n_numbers, n_names = (
+            len(given.filter(mask)) if count is None else pc.sum(count.filter(mask)).as_py()
+            for mask in (integers, other)
+        )
         raise LabelError(
-            f"labels are mixed: {len(numbers):,} integers such as {numbers[0].as_py()!r} and "
-            f"{len(names):,} names such as {names[0].as_py()!r}. "
+            f"labels are mixed: {n_numbers:,} integers such as {numbers[0].as_py()!r} and "
+            f"{n_names:,} names such as {names[0].as_py()!r}. "
             "Give the class names with --classes, then both are understood"
         )
     if n_classes is not None and not len(names):
@@ -269,10 +282,6 @@ def _from_value(value: object, where: str) -> Given:
     if not whole and not (isinstance(value, float) and value.is_integer()):
         return Given(None, detail=f"{where}: the label {value!r} is neither a name nor an integer")
     return Given(f"{value:.0f}" if isinstance(value, float) else str(value))
-
-
-def _absent(sample: TarSample, extension: str) -> str:
-    return f"no member .{extension} (has: {', '.join(sample.members) or 'nothing'})"
 
 
 def _read_table(path: Path) -> pa.Table:

@@ -1,15 +1,55 @@
-"""From the members of a shard to its samples."""
+"""From the members of a shard to its samples, in columns.
+
+Shapes: R rows, each a sample or a damaged range; M members of samples; P bytes of the shard.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from shardsieve.data.index import ShardRef
 from shardsieve.data.reason import Reason
 from shardsieve.errors import ShardError
-from shardsieve.shards.tar import Member, TarScan, split_name
+from shardsieve.shards.gather import as_text, gather
+from shardsieve.shards.tar import TarScan
+from shardsieve_kernels.tar_scan import (
+    KEYLESS,
+    REGULAR,
+    ScanBackend,
+    TarEntries,
+    name_hash,
+    tar_scan,
+)
+
+# Entries of a shard that are looked at together: enough to pay for the calls, and few enough that
+# the pages which their headers lie in are no memory to speak of.
+_ENTRIES = 2048
+
+
+class Member(NamedTuple):
+    """One regular file of a tar; all offsets in bytes from the start of the shard.
+
+    Attributes:
+        name: Path inside the tar; bytes that are no UTF-8 appear as escapes.
+        start: First of its headers, extension headers included.
+        data: First byte of its content.
+        size: Bytes of content.
+        end: First byte after the padded content; past the end of the file when it is cut short.
+    """
+
+    name: str
+    start: int
+    data: int
+    size: int
+    end: int
 
 
 @dataclass(slots=True)
@@ -32,65 +72,272 @@ class TarSample:
     reason: Reason = Reason.KEPT
     detail: str | None = None
 
-    def image(self, extensions: Sequence[str]) -> Member | None:
-        """Returns the image member: the first extension of the list that is there.
 
-        `photo.thumb.jpg` has the extension `thumb.jpg`; it counts as a `jpg` when no member is
-        called plainly `jpg`.
+@dataclass(frozen=True, slots=True)
+class SampleBlock:
+    """Whole samples of a piece of a shard, and the damaged ranges between them, in tar order.
+
+    Attributes:
+        key_R: Keys as text.
+        key_hash_R: (R,) u64, `name_hash` of the keys.
+        start_R: (R,) i64, first byte of the first header, or of the range.
+        end_R: (R,) i64, first byte after the last padded content.
+        reason_R: (R,) u8, KEPT, TRUNCATED or DAMAGED_TAR.
+        detail: Sentences about rows that are not KEPT.
+        first_R1: (R + 1,) i64, the first member of each row, and M; damaged ranges have none.
+        extension_M: (M,) i32, into `extensions`.
+        extensions: In lower case.
+        members: The M entries of the tar.
+        entry_M: (M,) i64, where they stand in `members`.
+    """
+
+    key_R: pa.StringArray
+    key_hash_R: npt.NDArray[np.uint64]
+    start_R: npt.NDArray[np.int64]
+    end_R: npt.NDArray[np.int64]
+    reason_R: npt.NDArray[np.uint8]
+    detail: dict[int, str]
+    first_R1: npt.NDArray[np.int64]
+    extension_M: npt.NDArray[np.int32]
+    extensions: list[str]
+    members: TarEntries
+    entry_M: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.start_R)
+
+    @property
+    def row_M(self) -> npt.NDArray[np.int64]:
+        """(M,) i64, the row of each member."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first_R1))
+
+    def member_with(self, extension: str) -> npt.NDArray[np.int64]:
+        """Returns (R,) i64, the member of each row that has this extension, -1 without one."""
+        member_R = np.full(len(self), -1, np.int64)
+        if extension in self.extensions:
+            found = np.flatnonzero(self.extension_M == self.extensions.index(extension))
+            member_R[self.row_M[found]] = found
+        return member_R
+
+    def image(self, extensions: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Returns (R,) i64, the image member of each row, -1 without one.
+
+        It is the first extension of the list that is there. `photo.thumb.jpg` has the extension
+        `thumb.jpg`; it counts as a `jpg` when no member is called plainly `jpg`.
         """
-        for extension in extensions:
-            if extension in self.members:
-                return self.members[extension]
-        for extension in extensions:
-            for name, member in self.members.items():
-                if name.endswith("." + extension):
-                    return member
-        return None
+        n_members = len(self.extension_M)
+        none = 2 * len(extensions)
+        rank = [_image_rank(extension, extensions) for extension in self.extensions]
+        # The lowest rank wins, and of equal ones the first member.
+        rank_M = np.array(rank, np.int64)[self.extension_M] * n_members + np.arange(n_members)
+        best_R = np.full(len(self), none * n_members)
+        filled = np.flatnonzero(np.diff(self.first_R1))
+        if len(filled):
+            best_R[filled] = np.minimum.reduceat(rank_M, self.first_R1[filled])
+        return np.where(best_R < none * n_members, best_R % max(n_members, 1), -1)
+
+    def sample(self, row: int) -> TarSample:
+        """Returns one row as an object, for what is done to few of them."""
+        found = self.members
+        sample = TarSample(
+            self.key_R[row].as_py(),
+            int(self.start_R[row]),
+            int(self.end_R[row]),
+            reason=Reason(int(self.reason_R[row])),
+            detail=self.detail.get(row),
+        )
+        for member in range(int(self.first_R1[row]), int(self.first_R1[row + 1])):
+            entry = int(self.entry_M[member])
+            sample.members[self.extensions[self.extension_M[member]]] = Member(
+                _name(found, entry),
+                *(int(column[entry]) for column in found[:1] + found[2:5]),
+            )
+        return sample
+
+
+def scan_blocks(
+    scan: TarScan, shard: Path, *, backend: ScanBackend = "cpu", entries: int = _ENTRIES
+) -> Iterator[SampleBlock]:
+    """Groups consecutive members with the same key, as WebDataset does.
+
+    Ranges without a valid header become rows of their own, so that nothing disappears unseen. What
+    `scan` says of the shard is complete when this is exhausted; memory does not depend on the size
+    of the shard.
+
+    Args:
+        scan: The shard.
+        shard: Its path, by which damaged ranges are named.
+        backend: Of `tar_scan`.
+        entries: How many entries of the tar to look at together.
+    """
+    start, most = 0, entries
+    while start >= 0:
+        found = tar_scan(scan.buffer, start=start, max_entries=most, backend=backend)
+        rows = _rows(found, len(scan.buffer))
+        start, keep = found.resume_at, len(rows.start_R)
+        if start >= 0 and keep and rows.first_R1[keep] > rows.first_R1[keep - 1]:
+            # The last sample may go on in the next piece, so it is read once more, there.
+            if keep == 1:
+                start, most = int(rows.start_R[0]), 2 * most
+                continue
+            keep -= 1
+            start = int(rows.start_R[keep])
+        before = found.start_E < start if start >= 0 else np.ones(len(found.start_E), np.bool_)
+        n_members = int(rows.first_R1[keep])
+        scan.others += int(np.count_nonzero(before)) - n_members
+        gaps = [gap for gap in found.gaps_G2.tolist() if start < 0 or gap[0] < start]
+        scan.gaps.extend((low, high) for low, high in gaps)
+        scan.cut_at = found.cut_at if found.cut_at >= 0 else None
+        scan.ended = found.ended
+        if keep:
+            yield _block(found, rows, keep, shard, len(scan.buffer))
+        most = entries
+        scan.release(start if start >= 0 else len(scan.buffer))
 
 
 def scan_samples(scan: TarScan, shard: Path) -> Iterator[TarSample]:
-    """Groups consecutive members with the same key, as WebDataset does.
-
-    Ranges without a valid header become rows of their own, so that nothing disappears unseen.
-    """
-    current: TarSample | None = None
-    gaps_seen = 0
-    for member in scan.members():
-        while gaps_seen < len(scan.gaps):
-            if current is not None:
-                yield current
-            current = None
-            yield _gap(shard, *scan.gaps[gaps_seen])
-            gaps_seen += 1
-        named = split_name(member.name)
-        if named is None:
-            scan.others += 1
-            continue
-        key, extension = named
-        # A repeated extension can only be the next sample under the same key.
-        if current is None or current.key != key or extension in current.members:
-            if current is not None:
-                yield current
-            current = TarSample(key, member.start, member.end)
-        current.members[extension] = member
-        current.end = member.end
-        if member.data + member.size > len(scan.buffer):
-            current.reason = Reason.TRUNCATED
-            current.detail = (
-                f"the shard ends at byte {len(scan.buffer):,}, inside {member.name} "
-                f"({member.size:,} bytes from {member.data:,})"
-            )
-    if current is not None:
-        current.end = min(current.end, len(scan.buffer))
-        yield current
-    for start, end in scan.gaps[gaps_seen:]:
-        yield _gap(shard, start, end)
+    """Yields what `scan_blocks` finds one by one, for shards that are not large."""
+    for block in scan_blocks(scan, shard):
+        for row in range(len(block)):
+            yield block.sample(row)
 
 
-def _gap(shard: Path, start: int, end: int) -> TarSample:
-    key = f"{shard.name}@{start}"
-    detail = f"{end - start:,} bytes from {start:,} hold no valid tar header"
-    return TarSample(key, start, end, reason=Reason.DAMAGED_TAR, detail=detail)
+class _Rows(NamedTuple):
+    """Where samples begin and end, before anything is known about their keys as text."""
+
+    start_R: npt.NDArray[np.int64]
+    end_R: npt.NDArray[np.int64]
+    first_R1: npt.NDArray[np.int64]
+    entry_M: npt.NDArray[np.int64]
+    extension_M: npt.NDArray[np.int32]
+    extensions: list[str]
+
+
+def _rows(found: TarEntries, total: int) -> _Rows:
+    is_member = (found.key_size_E != KEYLESS) & np.isin(found.kind_E, REGULAR)
+    entry_M = np.flatnonzero(is_member)
+    extension_M, extensions = _extensions(found, entry_M)
+    begins = _begins(found, entry_M, extension_M, len(extensions))
+    first_S = np.flatnonzero(begins)
+    last_S = np.append(first_S[1:], len(entry_M))[: len(first_S)] - 1
+    start_S, end_S = found.start_E[entry_M[first_S]], found.end_E[entry_M[last_S]]
+    start_R = np.concatenate([start_S, found.gaps_G2[:, 0]])
+    end_R = np.concatenate([np.minimum(end_S, total), found.gaps_G2[:, 1]])
+    n_members_R = np.concatenate([last_S - first_S + 1, np.zeros(len(found.gaps_G2), np.int64)])
+    order = np.argsort(start_R, kind="stable")
+    first_R1 = np.concatenate([[0], np.cumsum(n_members_R[order])])
+    return _Rows(start_R[order], end_R[order], first_R1, entry_M, extension_M, extensions)
+
+
+def _extensions(
+    found: TarEntries, entry_M: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], list[str]]:
+    at_M = found.name_at_E1[entry_M] + found.key_size_E[entry_M] + 1
+    raw_M = gather(found.names_Q, at_M, found.name_at_E1[entry_M + 1] - at_M).dictionary_encode()
+    words = [
+        raw.decode("utf-8", "backslashreplace").lower() for raw in raw_M.dictionary.to_pylist()
+    ]
+    extensions = list(dict.fromkeys(words))
+    code = np.array([extensions.index(word) for word in words], np.int32)
+    return code[raw_M.indices.to_numpy()], extensions
+
+
+def _begins(
+    found: TarEntries,
+    entry_M: npt.NDArray[np.int64],
+    extension_M: npt.NDArray[np.int32],
+    n_extensions: int,
+) -> npt.NDArray[np.bool_]:
+    """Returns which members begin a sample: another key, damage before it, or a repetition."""
+    begins = np.ones(len(entry_M), np.bool_)
+    keys = gather(found.names_Q, found.name_at_E1[entry_M], found.key_size_E[entry_M])
+    begins[1:] = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+    if len(found.gaps_G2):
+        n_gaps_M = np.searchsorted(found.gaps_G2[:, 0], found.start_E[entry_M])
+        begins[1:] |= n_gaps_M[1:] != n_gaps_M[:-1]
+    run_M = np.cumsum(begins)
+    kinds_M = run_M * n_extensions + extension_M
+    if len(np.unique(kinds_M)) == len(kinds_M):
+        return begins
+    # A repeated extension can only be the next sample under the same key.
+    seen: set[int] = set()
+    for member, kind in enumerate(kinds_M.tolist()):
+        if begins[member] or kind in seen:
+            begins[member] = True
+            seen.clear()
+        seen.add(kind)
+    return begins
+
+
+def _block(found: TarEntries, rows: _Rows, keep: int, shard: Path, total: int) -> SampleBlock:
+    start_R, end_R, first_R1 = rows.start_R[:keep], rows.end_R[:keep], rows.first_R1[: keep + 1]
+    filled = np.flatnonzero(np.diff(first_R1))
+    first_entry_S = rows.entry_M[first_R1[filled]]
+    raw_S = gather(found.names_Q, found.name_at_E1[first_entry_S], found.key_size_E[first_entry_S])
+    key_R, key_hash_R = _keys(raw_S, found.key_hash_E[first_entry_S])
+    reason_R = np.full(keep, Reason.KEPT, np.uint8)
+    detail: dict[int, str] = {}
+    if len(filled) < keep:
+        reason_R[:] = Reason.DAMAGED_TAR
+        reason_R[filled] = Reason.KEPT
+        texts = [f"{shard.name}@{start}" for start in start_R.tolist()]
+        for row, key in zip(filled.tolist(), key_R.to_pylist(), strict=True):
+            texts[row] = key
+        key_R, key_hash_R = _hashed(texts)
+        for row in np.flatnonzero(reason_R == Reason.DAMAGED_TAR).tolist():
+            start, end = int(start_R[row]), int(end_R[row])
+            detail[row] = f"{end - start:,} bytes from {start:,} hold no valid tar header"
+    entry_M = rows.entry_M[: first_R1[-1]]
+    cut = np.flatnonzero(found.data_E[entry_M] + found.size_E[entry_M] > total)
+    if len(cut):
+        # Only the last member can be cut short.
+        entry, row = int(entry_M[cut[-1]]), keep - 1
+        reason_R[row] = Reason.TRUNCATED
+        detail[row] = (
+            f"the shard ends at byte {total:,}, inside {_name(found, entry)} "
+            f"({found.size_E[entry]:,} bytes from {found.data_E[entry]:,})"
+        )
+    return SampleBlock(
+        key_R,
+        key_hash_R,
+        start_R,
+        end_R,
+        reason_R,
+        detail,
+        first_R1,
+        rows.extension_M[: len(entry_M)],
+        rows.extensions,
+        found,
+        entry_M,
+    )
+
+
+def _keys(
+    raw_S: pa.BinaryArray, key_hash_S: npt.NDArray[np.uint64]
+) -> tuple[pa.StringArray, npt.NDArray[np.uint64]]:
+    key_S = as_text(raw_S)
+    if key_S is not None:
+        return key_S, key_hash_S
+    return _hashed([raw.decode("utf-8", "backslashreplace") for raw in raw_S.to_pylist()])
+
+
+def _hashed(texts: list[str]) -> tuple[pa.StringArray, npt.NDArray[np.uint64]]:
+    hashes = [name_hash(text.encode("utf-8", "backslashreplace")) for text in texts]
+    return pa.array(texts, pa.string()), np.array(hashes, np.uint64)
+
+
+def _name(found: TarEntries, entry: int) -> str:
+    low, high = found.name_at_E1[entry], found.name_at_E1[entry + 1]
+    return found.names_Q[low:high].tobytes().decode("utf-8", "backslashreplace")
+
+
+def _image_rank(extension: str, extensions: Sequence[str]) -> int:
+    if extension in extensions:
+        return list(extensions).index(extension)
+    for rank, wanted in enumerate(extensions):
+        if extension.endswith("." + wanted):
+            return len(extensions) + rank
+    return 2 * len(extensions)
 
 
 def describe_damage(scan: TarScan) -> tuple[str, ...]:

@@ -1,38 +1,43 @@
-"""index: shards -> SampleIndex. One pass over the tar headers; images are not touched."""
+"""index: shards -> SampleIndex. One pass over the tar headers; images are not touched.
+
+Shapes: N samples, K classes, U different labels, B rows of a batch.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardsieve.config import IndexConfig
+from shardsieve.data.fill import ColumnFile, TextSize, text_size
 from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
-from shardsieve.data.table import column, read_ipc, reason_words, write_ipc
 from shardsieve.errors import DataError, LabelError
 from shardsieve.progress import Progress
 from shardsieve.shards.labels import (
-    Given,
-    JsonLabels,
-    MemberLabels,
     TableLabels,
     find_classes,
     label_source,
     read_classes,
     resolve_labels,
 )
-from shardsieve.shards.samples import TarSample, describe_damage, scan_samples, stat_shard
-from shardsieve.shards.tar import open_tar
+from shardsieve.shards.rows import RowReader, read_rows
+from shardsieve_kernels.tar_scan import ScanBackend
 
-_RAW_SCHEMA = pa.schema([*SCHEMA, ("given", pa.string()), ("is_name", pa.bool_())])
-# Batches of the raw table: bounds the Python objects alive while one shard is scanned.
-_ROWS_PER_BATCH = 50_000
+# Folder with the rows of each shard: they hold until that shard changes.
+PARTS = "parts"
+_EXAMPLES = 5
+_LABELS = pa.schema([("given", pa.string()), ("is_name", pa.bool_()), ("count", pa.int64())])
 
 
 def index(
@@ -42,15 +47,24 @@ def index(
     out: Path,
     progress: Progress,
     classes: tuple[str, ...] | None = None,
+    previous: Path | None = None,
+    threads: int = 1,
+    backend: ScanBackend = "cpu",
 ) -> StageResult:
     """Finds every sample of the shards, where its bytes lie and which label it was given.
+
+    The rows of a shard are kept in a file of their own: a shard that has not changed since
+    `previous`, or since this call was interrupted, is not read again.
 
     Args:
         shards: Paths of the tars; their order is the row order of everything that follows.
         config: What counts as image and label.
-        out: Folder that gets `samples.arrow` and `shards.json`.
+        out: Folder that gets `samples.arrow`, `shards.json` and `parts`.
         progress: Where to report.
         classes: Class names that are known already, from another index; else `config` says.
+        previous: Folder of an earlier index, whose rows are used for unchanged shards.
+        threads: Shards that are read side by side.
+        backend: Which kernel scans.
 
     Returns:
         Counts of samples by reason, and notes on damaged shards.
@@ -63,166 +77,253 @@ def index(
     source = label_source(config.labels)
     if classes is None and config.classes is not None:
         classes = read_classes(config.classes)
-    raw_file = out / "raw.arrow"
-    refs = []
-    with (
-        progress.track("index", len(shards), "shards") as advance,
-        pa.ipc.new_file(raw_file, _RAW_SCHEMA) as writer,
-    ):
-        for number, path in enumerate(shards):
-            refs.append(_scan_shard(path, number, source, config.image, writer))
-            advance(1)
-    raw = read_ipc(raw_file)
-    if not raw.num_rows:
+    table = source if isinstance(source, TableLabels) else None
+    in_shards = None if isinstance(source, TableLabels) else source
+    reader = RowReader(config.image, in_shards, config.labels, backend)
+    refs, parts = _read_shards(shards, reader, out, previous, threads, progress)
+    if not sum(ref.n_samples for ref in refs):
         raise DataError(
             f"{len(shards)} shards hold no sample: no member has a key and an extension"
         )
-    if isinstance(source, TableLabels):
-        raw = _labels_of_table(raw, source)
-    table, classes = _resolve(raw, classes, config)
-    raw_file.unlink()
-    _refuse_mostly_bad(table, classes, config)
-    write_ipc(out / "samples.arrow", table)
+    rows = _Rows(refs, parts, table)
+    classes = _classes(rows, classes, config)
+    tally = _Tally.of(rows, classes)
+    _refuse_mostly_bad(tally, config)
+    with ColumnFile(out / "samples.arrow", SCHEMA, rows.n_samples, tally.texts) as file:
+        for _, batch in rows.finished(classes):
+            file.append(batch.select(SCHEMA.names))
     SampleIndex.write_shards(out, tuple(refs), classes)
-    return _summary(table, refs, classes)
+    return _summary(rows, tally, classes)
 
 
-def _scan_shard(
-    path: Path,
-    number: int,
-    source: MemberLabels | JsonLabels | TableLabels,
-    image_extensions: Sequence[str],
-    writer: pa.ipc.RecordBatchFileWriter,
-) -> ShardRef:
-    ref = stat_shard(path)
-    scan = open_tar(path)
-    n_samples = 0
-    for samples in _batches(scan_samples(scan, path)):
-        n_samples += len(samples)
-        given = [_given(sample, source, scan.buffer) for sample in samples]
-        writer.write_batch(_raw_batch(samples, given, number, image_extensions))
-    return ShardRef(
-        path, ref.size_bytes, ref.mtime_ns, n_samples, scan.others, describe_damage(scan)
-    )
+def _read_shards(
+    shards: Sequence[Path],
+    reader: RowReader,
+    out: Path,
+    previous: Path | None,
+    threads: int,
+    progress: Progress,
+) -> tuple[list[ShardRef], list[Path]]:
+    folder = out / PARTS
+    folder.mkdir(exist_ok=True)
+    earlier = previous / PARTS if previous is not None and previous.is_dir() else None
+    found = []
+    with (
+        progress.track("index", len(shards), "shards") as advance,
+        ThreadPoolExecutor(max(1, threads)) as pool,
+    ):
+        pending = [pool.submit(reader.rows_of, path, folder, earlier) for path in shards]
+        try:
+            for future in pending:
+                found.append(future.result())
+                advance(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    refs, parts = [ref for ref, _ in found], [part for _, part in found]
+    # Of shards that an interrupted call read, and which have changed since.
+    kept = {file for part in parts for file in (part, part.with_suffix(".json"))}
+    for file in folder.iterdir():
+        if file not in kept:
+            file.unlink()
+    return refs, parts
 
 
-def _batches(samples: Iterator[TarSample]) -> Iterator[list[TarSample]]:
-    batch = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == _ROWS_PER_BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of all shards, as often as they are needed: they are read from disk."""
+
+    refs: list[ShardRef]
+    parts: list[Path]
+    table: TableLabels | None
+
+    @property
+    def n_samples(self) -> int:
+        return sum(ref.n_samples for ref in self.refs)
+
+    def given(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields (shard, rows with labels as given)."""
+        for shard, part in enumerate(self.parts):
+            for batch in read_rows(part):
+                yield shard, batch if self.table is None else _with_table(batch, self.table)
+
+    def finished(self, classes: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields (shard, rows as the index has them, and `key_hash`)."""
+        for shard, batch in self.given():
+            label_B, reason_B, detail_B = _resolve(batch, classes)
+            columns = {
+                **{name: batch.column(name) for name in batch.schema.names},
+                "shard": pa.array(np.full(batch.num_rows, shard, np.int32)),
+                "label": pa.array(label_B),
+                "reason": pa.array(reason_B),
+                "detail": detail_B,
+            }
+            yield shard, pa.RecordBatch.from_pydict(columns)
 
 
-def _given(
-    sample: TarSample, source: MemberLabels | JsonLabels | TableLabels, buffer: Any
-) -> Given:
-    if isinstance(source, TableLabels) or sample.reason != Reason.KEPT:
-        return Given(None)
-    return source.of(sample, buffer)
-
-
-def _raw_batch(
-    samples: list[TarSample],
-    given: list[Given],
-    shard: int,
-    image_extensions: Sequence[str],
-) -> pa.RecordBatch:
-    images = [sample.image(image_extensions) for sample in samples]
-    details = [sample.detail or label.detail for sample, label in zip(samples, given, strict=True)]
-    reasons = []
-    for position, (sample, image) in enumerate(zip(samples, images, strict=True)):
-        reason = sample.reason
-        if reason == Reason.KEPT and image is None:
-            reason = Reason.NO_IMAGE
-            details[position] = (
-                f"no part ending in .{'/.'.join(image_extensions)} "
-                f"(has: {', '.join(sample.members)})"
-            )
-        reasons.append(reason)
-    columns = {
-        "key": pa.array([sample.key for sample in samples], pa.string()),
-        "shard": np.full(len(samples), shard, np.int32),
-        "offset": np.array([sample.start for sample in samples], np.int64),
-        "size": np.array([sample.end - sample.start for sample in samples], np.int64),
-        "image_offset": np.array([image.data if image else -1 for image in images], np.int64),
-        "image_size": np.array([image.size if image else 0 for image in images], np.int64),
-        "label": np.full(len(samples), -1, np.int32),
-        "reason": np.array(reasons, np.uint8),
-        "detail": pa.array(details, pa.string()),
-        "given": pa.array([label.text for label in given], pa.string()),
-        "is_name": pa.array([label.is_name for label in given], pa.bool_()),
-    }
-    return pa.record_batch([pa.array(values) for values in columns.values()], schema=_RAW_SCHEMA)
-
-
-def _labels_of_table(raw: pa.Table, source: TableLabels) -> pa.Table:
-    given, are_names = source.of_keys(raw.column("key"))
+def _with_table(batch: pa.RecordBatch, table: TableLabels) -> pa.RecordBatch:
+    given, are_names = table.of_keys(batch.column("key"))
     absent = pc.if_else(
-        pc.is_null(given),
-        f"{source.path.name} has no label for this key",
-        pa.scalar(None, pa.string()),
+        pc.is_null(given), f"{table.path.name} has no label for this key", pa.scalar(None)
     )
-    detail = pc.coalesce(raw.column("detail"), absent)
-    is_name = pa.array(np.full(raw.num_rows, are_names))
-    columns = {"given": given, "detail": detail, "is_name": is_name}
-    for name, values in columns.items():
-        raw = raw.set_column(_RAW_SCHEMA.get_field_index(name), name, values)
-    return raw
+    columns = {
+        **{name: batch.column(name) for name in batch.schema.names},
+        "given": given,
+        "is_name": pa.array(np.full(batch.num_rows, are_names)),
+        "detail": pc.coalesce(batch.column("detail"), absent),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _classes(rows: _Rows, classes: tuple[str, ...] | None, config: IndexConfig) -> tuple[str, ...]:
+    if classes is not None:
+        if config.classes is not None and config.n_classes not in (None, len(classes)):
+            raise LabelError(
+                f"index.n_classes is {config.n_classes} but index.classes names {len(classes)}; "
+                "leave one of them out"
+            )
+        return classes
+    labels = _LABELS.empty_table()
+    for _, batch in rows.given():
+        found = pa.table({"given": batch.column("given"), "is_name": batch.column("is_name")})
+        found = found.append_column("count", pa.array(np.ones(len(found), np.int64)))
+        labels = _merged(pa.concat_tables([labels, _merged(found)]))
+    columns = (labels.column("given"), labels.column("is_name"))
+    return find_classes(*columns, rows.n_samples, config.n_classes, labels.column("count"))
+
+
+def _merged(labels: pa.Table) -> pa.Table:
+    """Adds up equal labels, in the order in which they occur first."""
+    grouped = labels.group_by(["given", "is_name"], use_threads=False)
+    return (
+        grouped.aggregate([("count", "sum")])
+        .rename_columns({"count_sum": "count"})
+        .select(_LABELS.names)
+    )
 
 
 def _resolve(
-    raw: pa.Table, classes: tuple[str, ...] | None, config: IndexConfig
-) -> tuple[pa.Table, tuple[str, ...]]:
-    given, is_name = raw.column("given"), raw.column("is_name")
-    if classes is None:
-        classes = find_classes(given, is_name, raw.num_rows, config.n_classes)
-    elif config.classes is not None and config.n_classes not in (None, len(classes)):
-        raise LabelError(
-            f"index.n_classes is {config.n_classes} but index.classes names {len(classes)}; "
-            "leave one of them out"
-        )
-    label_N, label_reason_N = resolve_labels(given, is_name, classes)
-    reason_N = column(raw, "reason")
-    judged = reason_N == Reason.KEPT
-    outside = judged & (label_reason_N == Reason.LABEL_OUTSIDE)
-    reason_N = np.where(judged, label_reason_N, reason_N)
-    sentences = pc.binary_join_element_wise(
-        "the label is", given, f"and there are {len(classes)} classes", " "
-    )
-    detail = pc.if_else(pa.array(outside), sentences, raw.column("detail"))
-    table = raw.select(SCHEMA.names)
-    for name, values in (("label", label_N), ("reason", reason_N), ("detail", detail)):
-        position = SCHEMA.get_field_index(name)
-        column_values = values if isinstance(values, pa.ChunkedArray) else pa.array(values)
-        table = table.set_column(position, SCHEMA.field(name), column_values)
-    return table, classes
+    batch: pa.RecordBatch, classes: Sequence[str]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], pa.Array]:
+    """Returns labels, reasons and details of rows; every different label is looked up once."""
+    encoded = batch.column("given").dictionary_encode()
+    code_B = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    is_name_B = batch.column("is_name").to_numpy(zero_copy_only=False)
+    pair_U, place_B = np.unique(2 * code_B + is_name_B, return_inverse=True)
+    code_U = pair_U // 2
+    given_U = pa.chunked_array([encoded.dictionary.take(pa.array(code_U, mask=code_U < 0))])
+    is_name_U = pa.chunked_array([pa.array(pair_U % 2 == 1)])
+    label_U, label_reason_U = resolve_labels(given_U, is_name_U, classes)
+    reason_B = batch.column("reason").to_numpy()
+    judged_B = reason_B == Reason.KEPT
+    label_reason_B = label_reason_U[place_B]
+    detail_B = batch.column("detail")
+    outside_B = judged_B & (label_reason_B == Reason.LABEL_OUTSIDE)
+    if outside_B.any():
+        told = f"and there are {len(classes)} classes"
+        sentences = pc.binary_join_element_wise("the label is", batch.column("given"), told, " ")
+        detail_B = pc.if_else(pa.array(outside_B), sentences, detail_B)
+    reason_B = np.where(judged_B, label_reason_B, reason_B)
+    return label_U[place_B], reason_B, detail_B
 
 
-def _refuse_mostly_bad(table: pa.Table, classes: Sequence[str], config: IndexConfig) -> None:
-    bad = np.flatnonzero(column(table, "reason") != Reason.KEPT)
-    if len(bad) <= config.max_bad_fraction * table.num_rows:
+@dataclass(slots=True)
+class _Tally:
+    """What must be known of all rows before the index is written.
+
+    Attributes:
+        key_hash_N: Hashes of the keys, sorted.
+        reasons: How often each reason occurs.
+        per_class_K: Usable samples of each class.
+        texts: Size of the columns of text.
+        examples: Some rows that cannot be used: key and why.
+    """
+
+    key_hash_N: npt.NDArray[np.uint64]
+    per_class_K: npt.NDArray[np.int64]
+    reasons: Counter[int] = field(default_factory=Counter)
+    texts: dict[str, TextSize] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rows: _Rows, classes: Sequence[str]) -> _Tally:
+        n_classes = len(classes)
+        tally = cls(np.empty(rows.n_samples, np.uint64), np.zeros(n_classes, np.int64))
+        start, size = 0, {"key": [0, 0], "detail": [0, 0]}
+        for _, batch in rows.finished(classes):
+            end = start + batch.num_rows
+            tally.key_hash_N[start:end] = batch.column("key_hash").to_numpy()
+            start = end
+            for name, total in size.items():
+                total[:] = (
+                    a + b for a, b in zip(total, text_size(batch.column(name)), strict=True)
+                )
+            reason_B, label_B = batch.column("reason").to_numpy(), batch.column("label").to_numpy()
+            values, counts = np.unique(reason_B, return_counts=True)
+            tally.reasons.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            usable_B = reason_B == Reason.KEPT
+            tally.per_class_K += np.bincount(label_B[usable_B], minlength=n_classes)
+            bad = np.flatnonzero(~usable_B)[: _EXAMPLES - len(tally.examples)]
+            tally.examples += batch.select(["key", "detail"]).take(pa.array(bad)).to_pylist()
+        tally.key_hash_N.sort()
+        tally.texts = {name: TextSize(*total) for name, total in size.items()}
+        return tally
+
+    @property
+    def n_bad(self) -> int:
+        return self.reasons.total() - self.reasons[Reason.KEPT]
+
+
+def _refuse_mostly_bad(tally: _Tally, config: IndexConfig) -> None:
+    n_samples = tally.reasons.total()
+    if tally.n_bad <= config.max_bad_fraction * n_samples:
         return
-    rows = table.select(["key", "detail"]).take(pa.array(bad[:5])).to_pylist()
-    examples = "; ".join(f"{row['key']!r}: {row['detail']}" for row in rows)
+    examples = "; ".join(f"{row['key']!r}: {row['detail']}" for row in tally.examples)
     raise DataError(
-        f"{len(bad):,} of {table.num_rows:,} samples have no usable image or label, "
+        f"{tally.n_bad:,} of {n_samples:,} samples have no usable image or label, "
         f"more than index.max_bad_fraction = {config.max_bad_fraction}. The first: {examples}. "
         "Check index.image, --labels and --classes, or raise the limit"
     )
 
 
-def _summary(table: pa.Table, refs: Sequence[ShardRef], classes: Sequence[str]) -> StageResult:
-    reason_N = column(table, "reason")
-    per_class_K = np.bincount(
-        column(table, "label")[reason_N == Reason.KEPT], minlength=len(classes)
+def _repeated_keys(rows: _Rows, key_hash_N: npt.NDArray[np.uint64]) -> tuple[int, dict[str, Any]]:
+    """Returns how many samples repeat the key of an earlier one, and where the first of them lie.
+
+    Equal hashes only say which keys to compare.
+    """
+    suspects = np.unique(key_hash_N[1:][key_hash_N[1:] == key_hash_N[:-1]])
+    if not len(suspects):
+        return 0, {}
+    found = []
+    for shard, batch in rows.given():
+        places = np.searchsorted(suspects, batch.column("key_hash").to_numpy())
+        places[places == len(suspects)] = 0
+        is_suspect = suspects[places] == batch.column("key_hash").to_numpy()
+        keys = batch.column("key").filter(pa.array(is_suspect))
+        found.append(pa.table({"key": keys, "shard": pa.array(np.full(len(keys), shard))}))
+    table = pa.concat_tables(found)
+    by_shard = table.group_by(["key", "shard"], use_threads=False).aggregate([([], "count_all")])
+    by_key = by_shard.group_by("key", use_threads=False).aggregate(
+        [("count_all", "sum"), ("shard", "list")]
     )
-    empty = [classes[label] for label in np.flatnonzero(per_class_K == 0).tolist()]
-    repeated = table.num_rows - pc.count_distinct(table.column("key")).as_py()
-    notes = [f"{ref.path.name}: {text}" for ref in refs for text in ref.damage]
+    n_repeated = table.num_rows - by_key.num_rows
+    if not n_repeated:
+        return 0, {}
+    twice = by_key.filter(pc.greater(by_key.column("count_all_sum"), 1)).slice(0, 10)
+    return n_repeated, {
+        "within_a_shard": table.num_rows - by_shard.num_rows,
+        "across_shards": by_shard.num_rows - by_key.num_rows,
+        "first": [
+            {"key": row["key"], "samples": row["count_all_sum"], "shards": row["shard_list"][:10]}
+            for row in twice.to_pylist()
+        ],
+    }
+
+
+def _summary(rows: _Rows, tally: _Tally, classes: Sequence[str]) -> StageResult:
+    empty = [classes[label] for label in np.flatnonzero(tally.per_class_K == 0).tolist()]
+    repeated, where = _repeated_keys(rows, tally.key_hash_N)
+    notes = [f"{ref.path.name}: {text}" for ref in rows.refs for text in ref.damage]
     if empty:
         names = ", ".join(empty[:10]) + (" ..." if len(empty) > 10 else "")
         notes.append(f"{len(empty)} of {len(classes)} classes have no sample: {names}")
@@ -231,14 +332,16 @@ def _summary(table: pa.Table, refs: Sequence[ShardRef], classes: Sequence[str]) 
             f"{repeated:,} samples repeat a key that an earlier sample has; "
             "they are told apart by shard and offset"
         )
-    unusable = pc.value_counts(reason_words(reason_N[reason_N != Reason.KEPT])).to_pylist()
+    unusable = sorted(set(tally.reasons) - {Reason.KEPT})
     counts = {
-        "samples": table.num_rows,
-        "shards": len(refs),
+        "samples": rows.n_samples,
+        "shards": len(rows.refs),
         "classes": len(classes),
-        "readable": int(np.count_nonzero(reason_N == Reason.KEPT)),
-        **{str(row["values"]): int(row["counts"]) for row in unusable},
+        "readable": tally.reasons[Reason.KEPT],
+        **{Reason(reason).word: tally.reasons[reason] for reason in unusable},
         "repeated_keys": repeated,
-        "other_members": sum(ref.other_members for ref in refs),
+        "other_members": sum(ref.other_members for ref in rows.refs),
     }
-    return StageResult(counts=counts, notes=notes)
+    return StageResult(
+        counts=counts, facts={"repeated_keys": where} if repeated else {}, notes=notes
+    )

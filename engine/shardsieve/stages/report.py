@@ -146,7 +146,8 @@ def _written(
 ) -> list[dict[str, Any]]:
     folders = {"clean": clean.resolve(), "removed": config.write.removed}
     written = []
-    for name, shards in record.facts.items():
+    for name in [name for name in folders if name in record.facts]:
+        shards = record.facts[name]
         number = f"{{000000..{len(shards) - 1:06d}}}" if len(shards) > 1 else "000000"
         written.append(
             {
@@ -155,11 +156,15 @@ def _written(
                 "samples": sum(shard["samples"] for shard in shards),
                 "size_bytes": sum(shard["size_bytes"] for shard in shards),
                 "shards": [
-                    {**shard, "source": index.shards[shard["source"]].path.name} for shard in shards
+                    {**shard, "source": _source_name(index, shard["source"])} for shard in shards
                 ],
             }
         )
     return written
+
+
+def _source_name(index: SampleIndex, source: int | None) -> str:
+    return "several" if source is None else index.shards[source].path.name
 
 
 def _damage_and_notes(index: SampleIndex, records: dict[str, StageRecord]) -> dict[str, Any]:

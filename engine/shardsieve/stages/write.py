@@ -3,46 +3,126 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
+from shardsieve.config import WriteConfig
 from shardsieve.data.index import SampleIndex
+from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
+from shardsieve.data.scores import Decisions
 from shardsieve.data.table import write_text
+from shardsieve.data.written import MANIFEST, write_written
 from shardsieve.errors import DataError, ShardError
-from shardsieve.progress import Advance, Progress
-from shardsieve.shards.copy import CopiedShard, coalesce, copy_ranges
+from shardsieve.progress import Progress
+from shardsieve.shards.copy import CopiedShard, copy_ranges
+from shardsieve.shards.files import ShardFiles
+from shardsieve.shards.journal import Journal
+from shardsieve.shards.layout import Layout, lay_out, per_class, within_quota
 from shardsieve.shards.samples import stat_shard
 
 # In a folder of removed shards: the run they came from.
 _MARKER = "removed-from.txt"
+# Copying is bound by memory or disk, hashing by the processor: a few threads keep both busy.
+_MOST_THREADS = 8
+_MOST_OPEN = 128
+_LISTED_CLASSES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be written.
+
+    Attributes:
+        sets: The clean set, and the removed one if it is wanted.
+        over_quota_N: (N,) clean samples that are left out.
+    """
+
+    sets: tuple[Layout, ...]
+    over_quota_N: npt.NDArray[np.bool_]
+
+
+def plan(index: SampleIndex, scores: Path, config: WriteConfig, seed: int) -> Plan:
+    """Decides which sample goes into which output shard.
+
+    Args:
+        index: The samples.
+        scores: `scores.parquet`.
+        config: Quotas, order and size of the shards.
+        seed: Of the shuffle.
+    """
+    decisions = Decisions.read(scores)
+    clean_N = within_quota(
+        decisions.kept_N,
+        index.label_N,
+        decisions.p_clean_N,
+        cap=config.per_class_cap,
+        balance=config.balance,
+    )
+    masks = {"clean": clean_N}
+    if config.removed is not None:
+        masks["removed"] = decisions.reason_N == Reason.HIGH_LOSS
+    sets = tuple(
+        lay_out(
+            name,
+            index,
+            mask,
+            shard_samples=config.shard_samples,
+            shard_bytes=config.shard_bytes,
+            order=config.order,
+            seed=seed,
+        )
+        for name, mask in masks.items()
+    )
+    return Plan(sets, decisions.kept_N & ~clean_N)
+
+
+def describe(planned: Plan, index: SampleIndex) -> dict[str, Any]:
+    """Says what would come out: per set its shards, samples, bytes, and the same per class."""
+    told: dict[str, Any] = {}
+    for layout in planned.sets:
+        told[layout.name] = {
+            "shards": len(layout),
+            "samples": len(layout.rows_R),
+            "size_bytes": sum(layout.sizes()),
+            "classes": per_class(layout, index.label_N, index.classes),
+        }
+    told["over_quota"] = int(np.count_nonzero(planned.over_quota_N))
+    return told
 
 
 def write(
     index: SampleIndex,
-    kept_N: npt.NDArray[np.bool_],
-    removed_N: npt.NDArray[np.bool_],
+    scores: Path,
+    config: WriteConfig,
     *,
+    seed: int,
     out: Path,
-    removed_out: Path | None,
     run: Path,
     progress: Progress,
 ) -> StageResult:
     """Copies the kept samples, and on request the removed ones, into new shards.
 
-    One shard comes out for every input shard that has a sample to give, numbered without gaps, so
-    that `clean-{000000..NNNNNN}.tar` names them all. Order inside and between shards is kept.
+    The shards of a set are numbered without gaps, so that `clean-{000000..NNNNNN}.tar` names them
+    all. An output shard that an interrupted call of the same identity finished is not written
+    again.
 
     Args:
         index: The samples.
-        kept_N: (N,) samples for `clean-*.tar`.
-        removed_N: (N,) samples for `removed-*.tar`.
-        out: Folder of the clean shards.
-        removed_out: Folder of the removed ones, None for none.
-        run: The run directory, by which `removed_out` is known as ours when it is written again.
+        scores: `scores.parquet`, a row per sample.
+        config: Which sets, quotas, order and size of the shards.
+        seed: Of the shuffle.
+        out: Folder of the clean shards and of `manifest.parquet`.
+        run: The run directory, by which `config.removed` is known as ours when it is written again.
         progress: Where to report.
 
     Returns:
@@ -50,48 +130,153 @@ def write(
 
     Raises:
         ShardError: An input shard is gone or changed since it was indexed.
-        DataError: `removed_out` cannot be used, or holds removed shards of something else.
+        DataError: `config.removed` cannot be used, or holds removed shards of something else.
+        DiskError: The disk is full or refuses to be written to.
     """
-    if removed_out is not None:
-        _claim(removed_out, run)
+    if config.removed is not None:
+        _claim(config.removed, run)
     _refuse_changed(index)
-    sets = [("clean", out, kept_N)]
-    if removed_out is not None:
-        sets.append(("removed", removed_out, removed_N))
+    planned = plan(index, scores, config, seed)
+    folders = {"clean": out, "removed": config.removed or out}
+    copied = _copy_all(index, planned.sets, folders, out, config, progress)
     counts: dict[str, int] = {"samples": len(index)}
     facts: dict[str, list[dict[str, Any]]] = {}
-    with progress.track("write", sum(int(mask.sum()) for *_, mask in sets), "samples") as advance:
-        for name, folder, mask in sets:
-            copied = _copy_set(index, mask, folder, name, advance)
-            counts[f"{name}_samples"] = sum(shard.samples for shard in copied)
-            counts[f"{name}_shards"] = len(copied)
-            counts[f"{name}_bytes"] = sum(shard.size_bytes for shard in copied)
-            facts[name] = [dataclasses.asdict(shard) for shard in copied]
-            _remove_surplus(folder, name, len(copied))
-    notes = [] if counts["clean_samples"] else ["no sample is clean: no shard was written"]
-    return StageResult(counts=counts, facts=facts, notes=notes)
+    for layout, shards in zip(planned.sets, copied, strict=True):
+        counts[f"{layout.name}_samples"] = sum(shard.samples for shard in shards)
+        counts[f"{layout.name}_shards"] = len(shards)
+        counts[f"{layout.name}_bytes"] = sum(shard.size_bytes for shard in shards)
+        facts[layout.name] = [dataclasses.asdict(shard) for shard in shards]
+        _remove_surplus(folders[layout.name], layout)
+    if over := int(np.count_nonzero(planned.over_quota_N)):
+        counts["over_quota"] = over
+    _write_manifest(index, scores, planned.sets, out)
+    return StageResult(counts=counts, facts=facts, notes=_notes(index, planned, config))
 
 
-def _copy_set(
+def _copy_all(
     index: SampleIndex,
-    mask_N: npt.NDArray[np.bool_],
-    folder: Path,
-    name: str,
-    advance: Advance,
-) -> list[CopiedShard]:
-    offset_N, size_N = index.numbers("offset"), index.numbers("size")
-    copied: list[CopiedShard] = []
-    for number, ref in enumerate(index.shards):
-        span = index.rows_of(number)
-        rows = np.flatnonzero(mask_N[span]) + span.start
-        if not len(rows):
-            continue
-        file = f"{name}-{len(copied):06d}.tar"
-        ranges = coalesce(offset_N[rows], size_N[rows])
-        size_bytes, sha256 = copy_ranges(ref.path, ranges, folder / file)
-        copied.append(CopiedShard(file, number, len(rows), size_bytes, sha256))
-        advance(len(rows))
-    return copied
+    sets: Sequence[Layout],
+    folders: dict[str, Path],
+    out: Path,
+    config: WriteConfig,
+    progress: Progress,
+) -> list[list[CopiedShard]]:
+    """Copies all output shards, a thread each, and returns them set by set in order."""
+    journal = Journal(out)
+    paths = [ref.path for ref in index.shards]
+    opened = _PerThread(paths)
+
+    def copy(layout: Layout, number: int) -> CopiedShard:
+        target = folders[layout.name] / layout.file(number)
+        ranges = layout.ranges(number)
+        size, sha256 = copy_ranges(opened.files, ranges, target, sha256=config.sha256)
+        source, samples = layout.source(number), len(layout.rows(number))
+        shard = CopiedShard(layout.file(number), source, samples, size, sha256)
+        journal.add(shard)
+        return shard
+
+    finished = {
+        (layout.name, number): shard
+        for layout in sets
+        for number in range(len(layout))
+        if (shard := journal.find(folders[layout.name] / layout.file(number))) is not None
+    }
+    total = sum(len(layout.rows_R) for layout in sets)
+    done = sum(shard.samples for shard in finished.values())
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with (
+        progress.track("write", total, "samples", done) as advance,
+        ThreadPoolExecutor(threads, thread_name_prefix="write") as pool,
+    ):
+        futures = {
+            pool.submit(copy, layout, number): (layout.name, number)
+            for layout in sets
+            for number in range(len(layout))
+            if (layout.name, number) not in finished
+        }
+        try:
+            for future in as_completed(futures):
+                shard = finished[futures[future]] = future.result()
+                advance(shard.samples)
+        except BaseException:
+            # What is being copied is finished, the rest is for the next call.
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            opened.close()
+    return [[finished[layout.name, number] for number in range(len(layout))] for layout in sets]
+
+
+class _PerThread:
+    """Open shards of each thread: what one closes, another must not be reading."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._local = threading.local()
+        self._all: list[ShardFiles] = []
+
+    @property
+    def files(self) -> ShardFiles:
+        if not hasattr(self._local, "files"):
+            self._local.files = ShardFiles(self._paths, _MOST_OPEN)
+            self._all.append(self._local.files)
+        files: ShardFiles = self._local.files
+        return files
+
+    def close(self) -> None:
+        for files in self._all:
+            files.close()
+
+
+def _write_manifest(index: SampleIndex, scores: Path, sets: Sequence[Layout], out: Path) -> None:
+    files: list[str] = []
+    file_N = np.full(len(index), -1, np.int32)
+    file_offset_N = np.zeros(len(index), np.int64)
+    for layout in sets:
+        for number in range(len(layout)):
+            rows = layout.rows(number)
+            file_N[rows] = len(files)
+            file_offset_N[rows] = layout.starts(number)
+            files.append(layout.file(number))
+    write_written(out / MANIFEST, index, scores, files, file_N, file_offset_N)
+
+
+def _notes(index: SampleIndex, planned: Plan, config: WriteConfig) -> list[str]:
+    notes = []
+    clean = planned.sets[0]
+    if not len(clean):
+        notes.append("no sample is clean: no shard was written")
+    if planned.over_quota_N.any():
+        over_K = np.bincount(index.label_N[planned.over_quota_N], minlength=index.n_classes)
+        listed = [
+            f"{index.classes[label]} {over_K[label]:,}"
+            for label in np.argsort(-over_K, kind="stable")[:_LISTED_CLASSES]
+            if over_K[label]
+        ]
+        more = int(np.count_nonzero(over_K)) - len(listed)
+        quota = [f"write.per_class_cap = {config.per_class_cap}"] if config.per_class_cap else []
+        quota += ["write.balance"] if config.balance else []
+        notes.append(
+            f"{int(over_K.sum()):,} clean samples are over the quota ({', '.join(quota)}) and were "
+            f"left out: {', '.join(listed)}" + (f" and {more} more classes" if more else "")
+        )
+    for layout in planned.sets:
+        if joined := _same_key_as_before(index, layout):
+            notes.append(
+                f"{joined:,} samples of the {layout.name} set stand right behind one of the same "
+                "key; WebDataset takes such a pair for one sample"
+            )
+    return notes
+
+
+def _same_key_as_before(index: SampleIndex, layout: Layout) -> int:
+    """Counts neighbours with equal keys, an output shard at a time."""
+    count = 0
+    for number in range(len(layout)):
+        keys = index.keys_N.take(layout.rows(number))
+        if len(keys) > 1:
+            count += pc.sum(pc.equal(keys.slice(1), keys.slice(0, len(keys) - 1))).as_py()
+    return count
 
 
 def _refuse_changed(index: SampleIndex) -> None:
@@ -117,9 +302,11 @@ def _claim(folder: Path, run: Path) -> None:
         raise DataError(f"{folder}: cannot be written to: {error.strerror}") from error
 
 
-def _remove_surplus(folder: Path, name: str, n_shards: int) -> None:
+def _remove_surplus(folder: Path, layout: Layout) -> None:
     """Deletes shards of an earlier, larger set; the others have been replaced one by one."""
-    for path in folder.glob(f"{name}-*.tar"):
-        number = path.stem.removeprefix(f"{name}-")
-        if number.isdigit() and int(number) >= n_shards:
+    for path in folder.glob(f"{layout.name}-*.tar"):
+        number = path.stem.removeprefix(f"{layout.name}-")
+        if number.isdigit() and int(number) >= len(layout):
             path.unlink()
+    for path in folder.glob(f"{layout.name}-*.tar.part"):
+        path.unlink()

@@ -5,6 +5,7 @@ from shardsieve_kernels.testing.assertions import assert_close, assert_same_deci
 from shardsieve_kernels.testing.class_gmm import GMM_CASES, GmmCase, gmm_inputs, web_sizes
 from shardsieve_kernels.testing.decode_normalize import IMAGE_CASES, ImageCase, image_inputs
 from shardsieve_kernels.testing.softmax_stats import SOFTMAX_CASES, SoftmaxCase, softmax_inputs
+from shardsieve_kernels.testing.tar_scan import TAR_CASES, TarCase, tar_inputs
 
 # Per op and backend: how far a float field may be from the reference's.
 TOLERANCE: dict[str, dict[str, dict[str, float]]] = {
@@ -17,14 +18,17 @@ __all__ = [
     "GMM_CASES",
     "IMAGE_CASES",
     "SOFTMAX_CASES",
+    "TAR_CASES",
     "TOLERANCE",
     "GmmCase",
     "ImageCase",
     "SoftmaxCase",
+    "TarCase",
     "assert_close",
     "assert_same_decision",
     "gmm_inputs",
     "image_inputs",
     "softmax_inputs",
+    "tar_inputs",
     "web_sizes",
 ]
