@@ -7,15 +7,14 @@ import time
 
 import pytest
 
-from shardsieve.errors import DataError, ShardError
+from shardsieve.data.location import RemotePath, is_remote
+from shardsieve.errors import ConfigError, DataError, ShardError
 from shardsieve.shards import remote
 from shardsieve.shards.remote import (
     RemoteShard,
     ShardCache,
     expand_glob,
-    is_remote,
     look_up,
-    remote_name,
     upload,
 )
 
@@ -103,7 +102,7 @@ def server():
 def test_what_is_remote(location, remote_, name):
     assert is_remote(location) is remote_
     if remote_:
-        assert remote_name(location) == name
+        assert RemotePath(location).name == name
 
 
 def test_fetched_once_and_whole(server, tmp_path, quick):
@@ -189,7 +188,7 @@ def test_pipe(tmp_path, quick):
     assert cache.local(look_up(f"pipe:cat {content}")).read_bytes() == content.read_bytes()
     with pytest.raises(ShardError, match="ended with code 3"):
         cache.local(look_up("pipe:exit 3"))
-    with pytest.raises(DataError, match=r"raise cache.max_bytes"):
+    with pytest.raises(DataError, match=r"raise SHARDSIEVE_CACHE_GB"):
         cache.local(look_up("pipe:yes"))
 
 
@@ -199,6 +198,20 @@ def test_glob_and_upload(tmp_path):
     folder = tmp_path.as_uri()
     upload(source, f"{folder}/out.tar")
     assert (tmp_path / "out.tar").read_bytes() == b"content"
-    assert [remote_name(url) for url in expand_glob(f"{folder}/*.tar")] == ["b.tar", "out.tar"]
+    assert [RemotePath(url).name for url in expand_glob(f"{folder}/*.tar")] == ["b.tar", "out.tar"]
     with pytest.raises(ShardError, match="nothing matches"):
         expand_glob(f"{folder}/*.zip")
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "much", "nan", "inf"])
+def test_a_senseless_size_of_the_cache(size, monkeypatch):
+    monkeypatch.setenv("SHARDSIEVE_CACHE_GB", size)
+    with pytest.raises(ConfigError, match="SHARDSIEVE_CACHE_GB"):
+        ShardCache.of_user()
+
+
+def test_the_cache_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("SHARDSIEVE_CACHE", str(tmp_path))
+    monkeypatch.setenv("SHARDSIEVE_CACHE_GB", "0.5")
+    cache = ShardCache.of_user()
+    assert (cache.folder, cache.max_bytes) == (tmp_path, 500_000_000)

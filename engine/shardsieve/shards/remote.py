@@ -19,26 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardsieve.errors import DataError, ShardError
+from shardsieve.data.location import PIPE, RemotePath
+from shardsieve.errors import ConfigError, DataError, ShardError
 
-PIPE = "pipe:"
+CACHE_FOLDER = "SHARDSIEVE_CACHE"
+CACHE_GB = "SHARDSIEVE_CACHE_GB"
 _PIECE_BYTES = 8 * 1024 * 1024
 # Waits between tries, in seconds: a dropped connection comes back at once, a busy server does not.
 _WAITS_S = (0.1, 0.5, 2.0, 8.0, 30.0)
 # What brings each protocol, when fsspec alone does not.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
-
-
-def is_remote(location: str) -> bool:
-    """Tells a URL or a `pipe:` command from a path."""
-    return location.startswith(PIPE) or "://" in location
-
-
-def remote_name(location: str) -> str:
-    """Returns the file name of a remote shard: what follows the last slash, without a query."""
-    if location.startswith(PIPE):
-        return "pipe-" + hashlib.sha256(location.encode()).hexdigest()[:12] + ".tar"
-    return location.rstrip("/").rpartition("/")[2].partition("?")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +115,27 @@ class ShardCache:
         self.folder = folder
         self.max_bytes = max_bytes
 
+    @classmethod
+    def of_user(cls) -> ShardCache:
+        """Returns the cache that the user's runs share, as the environment names it.
+
+        `SHARDSIEVE_CACHE` is its folder, by default `shardsieve/shards` in the user's cache;
+        `SHARDSIEVE_CACHE_GB` its size, by default 32. Neither changes a result.
+
+        Raises:
+            ConfigError: The size is no positive number.
+        """
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(os.environ.get(CACHE_FOLDER) or base / "shardsieve/shards")
+        text = os.environ.get(CACHE_GB) or "32"
+        try:
+            max_bytes = int(float(text) * 1e9)
+        except (ValueError, OverflowError):
+            max_bytes = 0
+        if max_bytes <= 0:
+            raise ConfigError(f"{CACHE_GB}={text}: give the size of the cache in GB, such as 32")
+        return cls(folder, max_bytes)
+
     def local(self, shard: RemoteShard) -> Path:
         """Returns the local copy of a shard, fetched if it is not there.
 
@@ -135,10 +146,10 @@ class ShardCache:
         if shard.size_bytes > self.max_bytes:
             raise DataError(
                 f"{shard.url}: {shard.size_bytes:,} bytes do not fit in the cache of "
-                f"{self.max_bytes:,}; raise cache.max_bytes"
+                f"{self.max_bytes:,}; raise {CACHE_GB}"
             )
         name = hashlib.sha256(f"{shard.url}\n{shard.version}".encode()).hexdigest()[:32]
-        path = self.folder / f"{name}-{remote_name(shard.url)}"
+        path = self.folder / f"{name}-{RemotePath(shard.url).name}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(name):
             if path.is_file():
@@ -241,7 +252,7 @@ def _run_pipe(url: str, file: Any, max_bytes: int) -> None:
                 process.kill()
                 raise DataError(
                     f"{url}: more than {max_bytes:,} bytes do not fit in the cache; "
-                    "raise cache.max_bytes"
+                    f"raise {CACHE_GB}"
                 )
             file.write(piece)
     if process.returncode:
