@@ -7,7 +7,7 @@ date does not need them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 from shardsieve.config import Config, Precision
 from shardsieve.data.features import check_shard
 from shardsieve.data.index import SampleIndex
+from shardsieve.data.location import ShardPath, shard_path
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
@@ -39,7 +40,7 @@ class Calls:
         self,
         directory: RunDir,
         config: Config,
-        shards: list[Path],
+        shards: Sequence[ShardPath],
         progress: Progress,
         current_records: Callable[[], dict[str, StageRecord]],
     ) -> None:
@@ -183,7 +184,7 @@ class Calls:
             labels = config.tune.validation_labels or config.index.labels
             try:
                 index(
-                    [Path(path) for path in config.tune.validation],
+                    [shard_path(path) for path in config.tune.validation],
                     config.index.model_copy(update={"labels": labels}),
                     out=folder,
                     progress=self._progress,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shardsieve.config import Config
+from shardsieve.data.location import RemotePath, ShardPath, shard_path
 from shardsieve.data.record import content_key
 from shardsieve.models.weights import weights_identity
 from shardsieve.shards.labels import names_table
 from shardsieve.shards.locate import locate_shards
 from shardsieve.shards.samples import stat_shard
+
+_LOOK_UPS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Identities:
     """
 
     def __init__(
-        self, config: Config, shards: Sequence[Path], key_of: Callable[[str], str | None]
+        self, config: Config, shards: Sequence[ShardPath], key_of: Callable[[str], str | None]
     ) -> None:
         """Takes what a call is made with.
 
@@ -96,7 +100,8 @@ class Identities:
             identity["q"] = config.probe.q
         if stage.name == "tune":
             # Only tuning needs them to be there; gone, they make a finished tune out of date.
-            present = [Path(path) for path in config.tune.validation if Path(path).is_file()]
+            named = [shard_path(text) for text in config.tune.validation]
+            present = [path for path in named if isinstance(path, RemotePath) or path.is_file()]
             identity["validation"] = _stat_all(present)
         if stage.name == "report":
             # Shown if it is there and belongs to this run; not needed.
@@ -124,12 +129,16 @@ class Identities:
         return _stat_all([file for file in files if file.is_file()])
 
 
-def _stat_all(paths: Sequence[Path]) -> list[list[Any]]:
-    stats = []
-    for path in paths:
-        ref = stat_shard(path)
-        stats.append([str(path), ref.size_bytes, ref.mtime_ns])
-    return stats
+def _stat_all(paths: Sequence[ShardPath]) -> list[list[Any]]:
+    # A URL takes as long as its server: many are asked at once.
+    with ThreadPoolExecutor(_LOOK_UPS) as pool:
+        remote = iter(pool.map(stat_shard, [path for path in paths if _is_url(path)]))
+    refs = [next(remote) if _is_url(path) else stat_shard(path) for path in paths]
+    return [[str(ref.path), ref.size_bytes, ref.mtime_ns] for ref in refs]
+
+
+def _is_url(path: ShardPath) -> bool:
+    return isinstance(path, RemotePath)
 
 
 def absolute_paths(config: Config, *, tuned: bool) -> Config:

@@ -17,6 +17,7 @@ from shardsieve.config import Config, load_config
 from shardsieve.data.disk import writing_to
 from shardsieve.data.features import shard_file
 from shardsieve.data.index import SampleIndex
+from shardsieve.data.location import ShardPath
 from shardsieve.data.manifest import build_manifest
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, changed_settings, content_key
@@ -126,7 +127,7 @@ class _Line:
         self,
         directory: RunDir,
         config: Config,
-        shards: list[Path],
+        shards: Sequence[ShardPath],
         progress: Progress,
     ) -> None:
         self._directory = directory
@@ -140,14 +141,15 @@ class _Line:
     def refuse_what_cannot_work(self, names: Sequence[str]) -> None:
         """Raises what a stage would raise later, perhaps after hours."""
         config = self._config
-        self._directory.refuse_foreign_folders(list(BY_NAME), self._shards)
+        local = [path for path in self._shards if isinstance(path, Path)]
+        self._directory.refuse_foreign_folders(list(BY_NAME), local)
         removed = config.write.removed
         if removed is not None and (self._directory.owns(removed) or removed.is_file()):
             raise ConfigError(
                 f"write.removed = {removed}: not a folder of its own; "
                 "choose one outside the folders of the stages"
             )
-        if removed is not None and any(path.is_relative_to(removed) for path in self._shards):
+        if removed is not None and any(path.is_relative_to(removed) for path in local):
             raise ConfigError(
                 f"write.removed = {removed}: holds the input shards, which would be replaced; "
                 "choose another folder"
@@ -287,7 +289,7 @@ class _Line:
         return record.key if record is not None else None
 
 
-def _indexed_shards(out: Path) -> list[Path]:
+def _indexed_shards(out: Path) -> list[ShardPath]:
     folder = RunDir(out).folder("index")
     if not (folder / "shards.json").is_file():
         raise StaleArtefact(

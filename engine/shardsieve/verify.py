@@ -20,12 +20,13 @@ from shardsieve.data.record import StageRecord
 from shardsieve.data.scores import reason_numbers
 from shardsieve.data.table import column
 from shardsieve.data.written import MANIFEST
-from shardsieve.errors import DataError, StaleArtefact
+from shardsieve.errors import DataError, ShardError, StaleArtefact
 from shardsieve.identity import STAGES
 from shardsieve.progress import Progress, Silent
 from shardsieve.rundir import RunDir, hash_file
 from shardsieve.shards.headers import check_headers
 from shardsieve.shards.output import WrittenRows, check_output
+from shardsieve.shards.samples import stat_shard
 
 _LISTED = 20
 
@@ -138,11 +139,12 @@ def _index_and_shards(
     offset_N, size_N = index.numbers("offset"), index.numbers("size")
     for number, ref in enumerate(index.shards):
         findings.count("input shards", 1)
-        if not ref.path.is_file():
-            yield f"{ref.path}: gone"
+        try:
+            now = stat_shard(ref.path)
+        except ShardError as error:
+            yield str(error)
             continue
-        status = ref.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (ref.size_bytes, ref.mtime_ns):
+        if (now.size_bytes, now.mtime_ns) != (ref.size_bytes, ref.mtime_ns):
             yield f"{ref.path}: changed since it was indexed"
             continue
         rows = index.rows_of(number)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shardsieve.data.location import ShardPath, shard_path
 from shardsieve.data.reason import Reason
 from shardsieve.data.table import column, read_ipc, write_json
 
@@ -37,15 +38,16 @@ class ShardRef:
     """One input shard.
 
     Attributes:
-        path: Where it lies, absolute.
+        path: Where it lies: an absolute path, or a URL.
         size_bytes: Size when it was indexed.
-        mtime_ns: Modification time when it was indexed, nanoseconds.
+        mtime_ns: Modification time when it was indexed, nanoseconds; of a URL, a number that
+            stands for its version.
         n_samples: Rows of the index that belong to it.
         other_members: Members that belong to no sample (folders, links, metadata).
         damage: What is wrong with the tar itself, one sentence each.
     """
 
-    path: Path
+    path: ShardPath
     size_bytes: int
     mtime_ns: int
     n_samples: int = 0
@@ -55,7 +57,7 @@ class ShardRef:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> ShardRef:
         """Reads what `to_json` wrote."""
-        return cls(**{**row, "path": Path(row["path"]), "damage": tuple(row["damage"])})
+        return cls(**{**row, "path": shard_path(row["path"]), "damage": tuple(row["damage"])})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from shardsieve.data.location import ShardPath
 from shardsieve.errors import DataError, ShardError
 from shardsieve.shards.files import ShardFiles
 from shardsieve.shards.images import decode
@@ -34,7 +34,7 @@ class ImageRows(Dataset[Decoded]):
 
     def __init__(
         self,
-        paths: list[Path],
+        paths: Sequence[ShardPath],
         shard_N: npt.NDArray[np.int32],
         offset_N: npt.NDArray[np.int64],
         size_N: npt.NDArray[np.int64],

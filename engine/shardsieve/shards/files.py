@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from shardsieve.data.location import RemotePath, ShardPath
 from shardsieve.errors import ShardError
+
+
+def open_shard(path: ShardPath) -> int:
+    """Opens a shard for reading, a remote one by its local copy, and returns the descriptor.
+
+    Raises:
+        OSError: A local shard cannot be opened.
+        ShardError: A remote one cannot be fetched.
+        DataError: It is larger than the cache of remote shards.
+    """
+    if isinstance(path, RemotePath):
+        from shardsieve.shards.remote import ShardCache, look_up
+
+        return ShardCache.of_user().open(look_up(path.url))
+    return os.open(path, os.O_RDONLY)
 
 
 class ShardFiles:
     """Open shards by path; every process opens its own on first use. Not for several threads."""
 
-    def __init__(self, paths: list[Path], most_open: int = 64) -> None:
+    def __init__(self, paths: Sequence[ShardPath], most_open: int = 64) -> None:
         self._paths = paths
         self._most_open = most_open
         self._open: dict[int, int] = {}
@@ -20,7 +36,7 @@ class ShardFiles:
     def __getstate__(self) -> dict[str, Any]:
         return {"_paths": self._paths, "_most_open": self._most_open, "_open": {}}
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> ShardPath:
         """Where a shard lies."""
         return self._paths[shard]
 
@@ -55,7 +71,7 @@ class ShardFiles:
             while len(self._open) >= self._most_open:
                 os.close(self._open.pop(next(iter(self._open))))
             try:
-                self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
+                self._open[shard] = open_shard(self._paths[shard])
             except OSError as error:
                 raise ShardError(
                     f"{self._paths[shard]}: {error.strerror}. "

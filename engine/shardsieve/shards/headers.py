@@ -8,13 +8,15 @@ B samples at a time.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shardsieve.data.location import ShardPath
+from shardsieve.shards.files import open_shard
 from shardsieve.shards.tar import BLOCK
 
 _AT_ONCE = 4096
@@ -25,7 +27,7 @@ _SEARCHED_BYTES = 8 * BLOCK
 
 
 def check_headers(
-    path: Path,
+    path: ShardPath,
     keys: pa.ChunkedArray,
     offset_R: npt.NDArray[np.int64],
     size_R: npt.NDArray[np.int64],
@@ -43,7 +45,10 @@ def check_headers(
     """
     if not len(offset_R):
         return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with (
+        os.fdopen(open_shard(path), "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+    ):
         for start in range(0, len(offset_R), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             yield from _check(
@@ -56,7 +61,7 @@ def check_headers(
 
 
 def _check(
-    path: Path,
+    path: ShardPath,
     mapped: mmap.mmap,
     keys: list[str],
     offset_B: npt.NDArray[np.int64],

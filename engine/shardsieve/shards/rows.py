@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shardsieve.data.index import ShardRef
+from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import content_key
 from shardsieve.data.table import replace_file, write_json
@@ -80,7 +81,9 @@ class RowReader:
         }
         return folder / f"{content_key(identity)[:32]}.arrow"
 
-    def rows_of(self, path: Path, folder: Path, previous: Path | None) -> tuple[ShardRef, Path]:
+    def rows_of(
+        self, path: ShardPath, folder: Path, previous: Path | None
+    ) -> tuple[ShardRef, Path]:
         """Returns a shard and the file of its rows, which is made if it is not there yet.
 
         Args:
@@ -118,7 +121,7 @@ class RowReader:
             part,
         )
 
-    def _write(self, scan: TarScan, path: Path, part: Path) -> int:
+    def _write(self, scan: TarScan, path: ShardPath, part: Path) -> int:
         temporary = part.with_name(part.name + ".part")
         n_samples, waiting = 0, list[pa.RecordBatch]()
         with pa.ipc.new_file(temporary, ROWS) as writer:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardsieve.data.index import ShardRef
+from shardsieve.data.location import RemotePath, ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.errors import ShardError
 from shardsieve.shards.gather import as_text, gather
@@ -156,7 +156,7 @@ class SampleBlock:
 
 
 def scan_blocks(
-    scan: TarScan, shard: Path, *, backend: ScanBackend = "cpu", entries: int = _ENTRIES
+    scan: TarScan, shard: ShardPath, *, backend: ScanBackend = "cpu", entries: int = _ENTRIES
 ) -> Iterator[SampleBlock]:
     """Groups consecutive members with the same key, as WebDataset does.
 
@@ -195,7 +195,7 @@ def scan_blocks(
         scan.release(start if start >= 0 else len(scan.buffer))
 
 
-def scan_samples(scan: TarScan, shard: Path) -> Iterator[TarSample]:
+def scan_samples(scan: TarScan, shard: ShardPath) -> Iterator[TarSample]:
     """Yields what `scan_blocks` finds one by one, for shards that are not large."""
     for block in scan_blocks(scan, shard):
         for row in range(len(block)):
@@ -269,7 +269,7 @@ def _begins(
     return begins
 
 
-def _block(found: TarEntries, rows: _Rows, keep: int, shard: Path, total: int) -> SampleBlock:
+def _block(found: TarEntries, rows: _Rows, keep: int, shard: ShardPath, total: int) -> SampleBlock:
     start_R, end_R, first_R1 = rows.start_R[:keep], rows.end_R[:keep], rows.first_R1[: keep + 1]
     filled = np.flatnonzero(np.diff(first_R1))
     first_entry_S = rows.entry_M[first_R1[filled]]
@@ -353,12 +353,21 @@ def describe_damage(scan: TarScan) -> tuple[str, ...]:
     return tuple(damage)
 
 
-def stat_shard(path: Path) -> ShardRef:
+def stat_shard(path: ShardPath) -> ShardRef:
     """Returns what identifies a shard before it is read.
 
     Raises:
         ShardError: It is not there.
     """
+    if isinstance(path, RemotePath):
+        from shardsieve.shards.remote import ShardCache, look_up
+
+        shard = look_up(path.url)
+        size = shard.size_bytes
+        if size < 0:
+            # Nobody says how large it is; its copy does.
+            size = ShardCache.of_user().local(shard).stat().st_size
+        return ShardRef(path, size, shard.token)
     try:
         status = path.stat()
     except OSError as error:

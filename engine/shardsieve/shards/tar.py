@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from shardsieve.data.location import ShardPath
 from shardsieve.errors import ShardError
+from shardsieve.shards.files import open_shard
 from shardsieve_kernels.tar_scan import BLOCK as BLOCK
 from shardsieve_kernels.tar_scan import tar_scan
 
@@ -43,14 +45,14 @@ class TarScan:
             self._released = position
 
 
-def open_tar(path: Path) -> TarScan:
+def open_tar(path: ShardPath) -> TarScan:
     """Maps a shard for scanning.
 
     Raises:
         ShardError: It cannot be opened, is compressed, or does not begin like a tar.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_shard(path), "rb") as file:
             # An empty file cannot be mapped.
             size = file.seek(0, 2)
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""

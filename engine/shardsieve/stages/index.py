@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from shardsieve.config import IndexConfig
 from shardsieve.data.fill import ColumnFile, TextSize, text_size
 from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
+from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.errors import DataError, LabelError
@@ -41,7 +42,7 @@ _LABELS = pa.schema([("given", pa.string()), ("is_name", pa.bool_()), ("count", 
 
 
 def index(
-    shards: Sequence[Path],
+    shards: Sequence[ShardPath],
     config: IndexConfig,
     *,
     out: Path,
@@ -97,7 +98,7 @@ def index(
 
 
 def _read_shards(
-    shards: Sequence[Path],
+    shards: Sequence[ShardPath],
     reader: RowReader,
     out: Path,
     previous: Path | None,

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from shardsieve.config import WriteConfig
 from shardsieve.data.index import SampleIndex
+from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import Decisions
@@ -210,7 +211,7 @@ def _copy_all(
 class _PerThread:
     """Open shards of each thread: what one closes, another must not be reading."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: Sequence[ShardPath]) -> None:
         self._paths = paths
         self._local = threading.local()
         self._all: list[ShardFiles] = []
