@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardsieve.config import Config, Precision
+from shardsieve.data.decisions import Decisions
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
@@ -42,6 +43,7 @@ class Calls:
         shards: list[Path],
         progress: Progress,
         current_records: Callable[[], dict[str, StageRecord]],
+        decisions: Decisions,
     ) -> None:
         """Takes what all stages share.
 
@@ -51,6 +53,7 @@ class Calls:
             shards: The input shards.
             progress: Where stages report to.
             current_records: Gives the records of the stages that are up to date, for the report.
+            decisions: What people decided about samples.
 
         Raises:
             BackendUnavailable: The kernels that were asked for cannot run here.
@@ -60,6 +63,7 @@ class Calls:
         self._shards = shards
         self._progress = progress
         self._current_records = current_records
+        self._decisions = decisions
         self._run = Run(directory.path)
         # Whoever keeps the networks off the GPU means the kernels, too.
         keep_off_gpu = config.backend == "auto" and config.device == "cpu"
@@ -149,13 +153,17 @@ class Calls:
             q=self._config.probe.q,
             out=out,
             backend=self.backend,
+            decisions=self._decisions,
         )
 
     def _tune(self, out: Path) -> StageResult:
         from shardsieve.stages.tune import tune
 
         config = self._config
-        samples = self._run.index
+        # A model learns the labels as they are after review.
+        samples = self._run.index.relabelled(
+            pc.fill_null(self._run.scores.column("final_label"), -1).to_numpy()
+        )
         kept_N = self._kept()
         validation = None
         if config.tune.validation:
@@ -179,6 +187,7 @@ class Calls:
             samples,
             samples.readable_N & (self._run.features.reason_N == Reason.KEPT),
             kept_N,
+            self._with_reason(Reason.KEPT_BY_REVIEW, Reason.REMOVED_BY_REVIEW),
             self._directory.folder("probe") / "head.safetensors",
             config.tune,
             embed_config=config.embed,
@@ -196,11 +205,10 @@ class Calls:
     def _write(self, out: Path) -> StageResult:
         from shardsieve.stages.write import write
 
-        reasons = self._run.scores.column("reason").cast(pa.string())
         return write(
             self._run.index,
             self._kept(),
-            pc.equal(reasons, Reason.HIGH_LOSS.word).to_numpy(),
+            self._with_reason(*(reason for reason in Reason if reason.group == "removed")),
             out=out,
             removed_out=self._config.write.removed,
             run=self._directory.path.resolve(),
@@ -223,3 +231,9 @@ class Calls:
     def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         kept: np.ndarray[Any, np.dtype[np.bool_]] = self._run.scores.column("kept").to_numpy()
         return kept
+
+    def _with_reason(self, *reasons: Reason) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        words = pa.array([reason.word for reason in reasons])
+        found = pc.is_in(self._run.scores.column("reason").cast(pa.string()), value_set=words)
+        rows: np.ndarray[Any, np.dtype[np.bool_]] = found.to_numpy()
+        return rows

@@ -35,7 +35,7 @@ STAGES = (
     Stage("index", 1, ()),
     Stage("embed", 1, ("index",)),
     Stage("probe", 1, ("index", "embed")),
-    Stage("select", 1, ("index", "embed", "probe")),
+    Stage("select", 2, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),
     Stage("write", 1, ("index", "select")),
     Stage("report", 1, ("index", "embed", "probe", "select", "write")),
@@ -51,7 +51,11 @@ class Identities:
     """
 
     def __init__(
-        self, config: Config, shards: Sequence[Path], key_of: Callable[[str], str | None]
+        self,
+        config: Config,
+        shards: Sequence[Path],
+        key_of: Callable[[str], str | None],
+        decisions: str | None = None,
     ) -> None:
         """Takes what a call is made with.
 
@@ -59,10 +63,12 @@ class Identities:
             config: All settings, with absolute paths.
             shards: The input shards.
             key_of: Gives the key of a finished stage, None when there is none.
+            decisions: Hash of what people decided about samples, None for nothing.
         """
         self._config = config
         self._shards = shards
         self._key_of = key_of
+        self._decisions = decisions
 
     def of(self, stage: Stage) -> dict[str, Any]:
         """Returns the identity of a stage's result.
@@ -88,6 +94,8 @@ class Identities:
             settings.pop("checkpoint")
         else:
             identity["inputs"] = {need: self._key_of(need) for need in stage.needs}
+        if stage.name == "select" and self._decisions is not None:
+            identity["decisions"] = self._decisions
         if stage.name in ("probe", "tune"):
             identity["seed"] = config.seed
         if stage.name in ("select", "tune") and config.select.loss == "gce":

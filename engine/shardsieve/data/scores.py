@@ -50,7 +50,7 @@ def scores_table(
             "margin": pa.array(losses.margin_N, mask=unjudged),
             "pred": pa.array(losses.pred_N, mask=unjudged),
             "p_clean": pa.array(p_clean_N, mask=np.isnan(p_clean_N)),
-            "kept": pa.array(reason_N == Reason.KEPT),
+            "kept": pa.array(np.isin(reason_N, (Reason.KEPT, Reason.KEPT_BY_REVIEW))),
             "reason": reason_words(reason_N),
             "detail": detail_N,
         }
