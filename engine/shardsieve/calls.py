@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardsieve.config import Config, Precision
-from shardsieve.data.decisions import Decisions
+from shardsieve.data.decisions import ReviewDecisions
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
@@ -43,7 +43,7 @@ class Calls:
         shards: list[Path],
         progress: Progress,
         current_records: Callable[[], dict[str, StageRecord]],
-        decisions: Decisions,
+        decisions: ReviewDecisions,
     ) -> None:
         """Takes what all stages share.
 

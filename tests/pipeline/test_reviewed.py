@@ -58,7 +58,7 @@ def decided(shards, settings, tmp_path):
 
 def test_select_and_write_follow(decided, shards):
     run, config, removed, kept, right = decided
-    with pytest.raises(StaleArtefact, match=r"write needs select.*decisions changed"):
+    with pytest.raises(StaleArtefact, match=r"write needs select.*decisions: None -> "):
         run_stages(["write"], run.path, config)
     run_stages(["select", "write"], run.path, config)
     after = {row["key"]: row for row in run.scores.to_pylist()}

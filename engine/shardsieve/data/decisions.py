@@ -79,7 +79,7 @@ class Decision(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Decisions:
+class ReviewDecisions:
     """The decisions that stand.
 
     Attributes:
@@ -112,7 +112,10 @@ class Decisions:
         return content_key({"decisions": sorted(rows, key=str)}) if rows else None
 
 
-def read_decisions(run: Path) -> Decisions:
+NOTHING_DECIDED = ReviewDecisions()
+
+
+def read_decisions(run: Path) -> ReviewDecisions:
     """Reads the decisions of a run; none when nobody has decided anything.
 
     A last line that was cut off is left out: whoever wrote it was never told that it was saved.
@@ -124,13 +127,13 @@ def read_decisions(run: Path) -> Decisions:
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        return Decisions()
+        return NOTHING_DECIDED
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return parse_decisions(data, file)
 
 
-def parse_decisions(data: bytes, file: Path) -> Decisions:
+def parse_decisions(data: bytes, file: Path) -> ReviewDecisions:
     """Reads the content of a file of decisions.
 
     Args:
@@ -154,7 +157,7 @@ def parse_decisions(data: bytes, file: Path) -> Decisions:
                 f"{file}, line {number}: not a decision ({what}). "
                 "Mend or delete that line; all others are kept"
             ) from error
-    return Decisions(tuple(history), len(tail))
+    return ReviewDecisions(tuple(history), len(tail))
 
 
 @dataclass(slots=True)
@@ -173,7 +176,7 @@ class Reviewed:
 
 
 def apply_decisions(
-    decisions: Decisions, index: SampleIndex, reason_N: npt.NDArray[np.uint8]
+    decisions: ReviewDecisions, index: SampleIndex, reason_N: npt.NDArray[np.uint8]
 ) -> Reviewed:
     """Lets people have the last word: changes `reason_N` in place.
 

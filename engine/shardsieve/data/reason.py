@@ -15,8 +15,8 @@ class Reason(IntEnum):
 
     KEPT = 0
     HIGH_LOSS = 1
-    KEPT_BY_REVIEW = 8
-    REMOVED_BY_REVIEW = 9
+    KEPT_BY_REVIEW = 7
+    REMOVED_BY_REVIEW = 8
     NO_IMAGE = 10
     NO_LABEL = 11
     LABEL_OUTSIDE = 12
@@ -33,11 +33,12 @@ class Reason(IntEnum):
     @property
     def group(self) -> str:
         """`kept`, `removed` or `unreadable`."""
-        if self in (Reason.KEPT, Reason.KEPT_BY_REVIEW):
+        if self in KEPT_REASONS:
             return "kept"
         return "removed" if self < Reason.NO_IMAGE else "unreadable"
 
 
+KEPT_REASONS = (Reason.KEPT, Reason.KEPT_BY_REVIEW)
 WORDS: dict[int, str] = {reason.value: reason.word for reason in Reason}
 EXPLANATIONS: dict[Reason, str] = {
     Reason.KEPT: "probably labelled right",

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
-from shardsieve.data.reason import Reason
+from shardsieve.data.reason import KEPT_REASONS
 from shardsieve.data.table import reason_words, replace_file
 
 
@@ -50,7 +50,7 @@ def scores_table(
             "margin": pa.array(losses.margin_N, mask=unjudged),
             "pred": pa.array(losses.pred_N, mask=unjudged),
             "p_clean": pa.array(p_clean_N, mask=np.isnan(p_clean_N)),
-            "kept": pa.array(np.isin(reason_N, (Reason.KEPT, Reason.KEPT_BY_REVIEW))),
+            "kept": pa.array(np.isin(reason_N, KEPT_REASONS)),
             "reason": reason_words(reason_N),
             "detail": detail_N,
         }

@@ -11,11 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardsieve.config import SelectConfig
-from shardsieve.data.decisions import Decisions, Reviewed, apply_decisions, with_final_label
+from shardsieve.data.decisions import (
+    NOTHING_DECIDED,
+    ReviewDecisions,
+    Reviewed,
+    apply_decisions,
+    with_final_label,
+)
 from shardsieve.data.features import FeatureStore
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
-from shardsieve.data.reason import Reason
+from shardsieve.data.reason import KEPT_REASONS, Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.selection.turn import (
@@ -42,7 +48,7 @@ def select(
     q: float,
     out: Path,
     backend: Backend,
-    decisions: Decisions = Decisions(),  # noqa: B008
+    decisions: ReviewDecisions = NOTHING_DECIDED,
 ) -> StageResult:
     """Turns losses into p_clean and keeps the samples with p_clean > tau.
 
@@ -94,7 +100,7 @@ def _classes_table(
 ) -> pa.Table:
     n_classes = len(classes)
     fit = selection.fit
-    kept_R = np.isin(reason_R, (Reason.KEPT, Reason.KEPT_BY_REVIEW))
+    kept_R = np.isin(reason_R, KEPT_REASONS)
     kept_K = np.bincount(label_R[kept_R], minlength=n_classes)
     columns = {
         "label": np.arange(n_classes, dtype=np.int32),
