@@ -66,7 +66,11 @@ class Samples:
         self._verdicts = Verdicts.of(self._scores)
         self._suggested_N = suggested_labels(self._scores, self._verdicts)
         tau = load_config(run / "config.toml").select.tau
-        self.queues = {q.name: q for q in queues(self._scores, self._verdicts, tau)}
+        everything = Queue(
+            "all", "All", "Every sample, in the order of the shards.", np.arange(len(self.index))
+        )
+        made = [*queues(self._scores, self._verdicts, tau), everything]
+        self.queues = {queue.name: queue for queue in made}
         self._names = [ref.path.name for ref in self.index.shards]
         self._reasons = self._scores.column("reason").cast(pa.string())
 

@@ -27,6 +27,13 @@ function say(text, isProblem = false) {
   $("status").classList.toggle("problem", isProblem);
 }
 
+function tellDecided(count, before = "") {
+  const text = count.toLocaleString("en");
+  say(`${before}${text} decided`);
+  const button = document.querySelector("[data-gallery='decided']");
+  if (button) button.textContent = `Decided (${text})`;
+}
+
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
@@ -152,7 +159,7 @@ async function open(name) {
   }));
   const chosen = about.galleries.find((gallery) => gallery.name === name);
   $("explanation").textContent = chosen ? chosen.explanation : "";
-  say(`${about.decided.toLocaleString("en")} decided`);
+  tellDecided(about.decided);
   await load(0);
   return about;
 }
@@ -171,7 +178,7 @@ function decide(decision, label = null) {
   sending = sending.then(async () => {
     try {
       const answer = await ask("decide", { row: item.row, key: item.key, decision, label });
-      say(`${answer.decided.toLocaleString("en")} decided`);
+      tellDecided(answer.decided);
     } catch (error) {
       Object.assign(item, before);
       if (state.items[at] === item) redraw(at);
@@ -192,7 +199,7 @@ function undo() {
         redraw(at);
         select(at);
       }
-      say(`Undone. ${answer.decided.toLocaleString("en")} decided`);
+      tellDecided(answer.decided, "Undone. ");
     } catch (error) {
       say(`Not undone: ${error.message}`, true);
     }
