@@ -224,6 +224,7 @@ class Calls:
             self._run.classes,
             self._current_records(),
             self._config,
+            features=self._run.features,
             clean=self._directory.folder("write"),
             out=out,
         )

@@ -38,7 +38,7 @@ STAGES = (
     Stage("select", 2, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),
     Stage("write", 1, ("index", "select")),
-    Stage("report", 1, ("index", "embed", "probe", "select", "write")),
+    Stage("report", 2, ("index", "embed", "probe", "select", "write")),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 

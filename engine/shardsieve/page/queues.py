@@ -54,7 +54,7 @@ def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
             "suspicious",
             "Most suspicious",
             "Removed samples: the lowest p_clean first, then the highest loss.",
-            _suspicious(verdicts),
+            suspicious(verdicts),
         ),
         Queue(
             "borderline",
@@ -76,6 +76,49 @@ def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
     return [queue for queue in made if len(queue.rows_R)]
 
 
+def spread(
+    rows_R: npt.NDArray[np.int64], labels_R: npt.NDArray[np.int32], most: int
+) -> npt.NDArray[np.int64]:
+    """Picks from an ordered queue so that one bad class does not hide the others.
+
+    No class gives more than its share, which is the smallest number that fills the gallery when no
+    class gives more.
+
+    Args:
+        rows_R: (R,) rows, the most interesting first.
+        labels_R: (R,) their classes, -1 for none.
+        most: How many to pick.
+
+    Returns:
+        At most `most` of the rows, in their order.
+    """
+    _, classes_R = np.unique(labels_R, return_inverse=True)
+    counts_K = np.bincount(classes_R, minlength=1)
+    share = _fair_share(counts_K, most)
+    # Position of each row among those of its class.
+    by_class = np.argsort(classes_R, kind="stable")
+    starts_K = np.cumsum(counts_K) - counts_K
+    rank_R = np.empty(len(rows_R), np.int64)
+    rank_R[by_class] = np.arange(len(rows_R)) - starts_K[classes_R[by_class]]
+    # The last round may be longer than what is left of the gallery: the first of it go in.
+    chosen_R = rank_R < share - 1
+    last = np.flatnonzero(rank_R == share - 1)
+    chosen_R[last[: most - int(chosen_R.sum())]] = True
+    return rows_R[chosen_R]
+
+
+def _fair_share(counts_K: npt.NDArray[np.int64], most: int) -> int:
+    wanted = min(most, int(counts_K.sum()))
+    low, high = 0, wanted
+    while low < high:
+        middle = (low + high) // 2
+        if int(np.minimum(counts_K, middle).sum()) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
 def suggested_labels(scores: pa.Table, verdicts: Verdicts) -> npt.NDArray[np.int32]:
     """Returns for each sample the class it looks like, -1 where there is none.
 
@@ -87,7 +130,8 @@ def suggested_labels(scores: pa.Table, verdicts: Verdicts) -> npt.NDArray[np.int
     return np.asarray(suggested, dtype=np.int32)
 
 
-def _suspicious(verdicts: Verdicts) -> npt.NDArray[np.int64]:
+def suspicious(verdicts: Verdicts) -> npt.NDArray[np.int64]:
+    """Returns the removed rows: the lowest p_clean first, then the highest loss."""
     rows_R = np.flatnonzero(verdicts.removed_N)
     order = np.lexsort((rows_R, -verdicts.loss_N[rows_R], verdicts.p_clean_N[rows_R]))
     return rows_R[order]
