@@ -74,9 +74,11 @@ def _layout(features_PD: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.f
     # Directions without spread are the same for all; constant features would divide by zero.
     standard = (features_PD - features_PD.mean(0)) / np.where(spread_D > 0, spread_D, 1)
     n_points, dim = standard.shape
+    if not standard.any():
+        return np.zeros((n_points, 2))
     directions = min(_DIRECTIONS, dim, n_points - 1)
     reduced = PCA(directions, svd_solver="randomized", random_state=seed).fit_transform(standard)
-    if directions < 2 or not np.any(reduced.std(0)[:2]):
+    if directions < 2:
         return np.pad(reduced.astype(np.float64), ((0, 0), (0, 1)))[:, :2]
     layout = TSNE(
         perplexity=min(30.0, (n_points - 1) / 3),
