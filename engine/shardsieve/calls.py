@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardsieve.config import Config, Precision
+from shardsieve.data.decisions import ReviewDecisions
 from shardsieve.data.features import check_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.location import ShardPath, shard_path
@@ -43,6 +44,7 @@ class Calls:
         shards: Sequence[ShardPath],
         progress: Progress,
         current_records: Callable[[], dict[str, StageRecord]],
+        decisions: ReviewDecisions,
     ) -> None:
         """Takes what all stages share.
 
@@ -52,6 +54,7 @@ class Calls:
             shards: The input shards.
             progress: Where stages report to.
             current_records: Gives the records of the stages that are up to date, for the report.
+            decisions: What people decided about samples.
 
         Raises:
             BackendUnavailable: The kernels that were asked for cannot run here.
@@ -61,6 +64,7 @@ class Calls:
         self._shards = shards
         self._progress = progress
         self._current_records = current_records
+        self._decisions = decisions
         self._run = Run(directory.path)
         # Whoever keeps the networks off the GPU means the kernels, too.
         keep_off_gpu = config.backend == "auto" and config.device == "cpu"
@@ -169,14 +173,16 @@ class Calls:
             q=self._config.probe.q,
             out=out,
             backend=self.backend,
+            decisions=self._decisions,
         )
 
     def _tune(self, out: Path) -> StageResult:
         from shardsieve.stages.tune import tune
 
         config = self._config
-        samples = self._run.index
-        kept_N = self._kept()
+        decisions = Decisions.read(self._scores_file)
+        # A model learns the labels as they are after review.
+        samples = self._run.index.relabelled(decisions.final_label_N)
         validation = None
         if config.tune.validation:
             folder = out / "validation"
@@ -198,7 +204,8 @@ class Calls:
         return tune(
             samples,
             samples.readable_N & (self._run.features.reason_N == Reason.KEPT),
-            kept_N,
+            decisions.kept_N,
+            np.isin(decisions.reason_N, (Reason.KEPT_BY_REVIEW, Reason.REMOVED_BY_REVIEW)),
             self._directory.folder("probe") / "head.safetensors",
             config.tune,
             embed_config=config.embed,
@@ -235,12 +242,10 @@ class Calls:
             self._run.classes,
             self._current_records(),
             self._config,
+            features=self._run.features,
             clean=self._directory.folder("write"),
             out=out,
         )
-
-    def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return Decisions.read(self._scores_file).kept_N
 
     @property
     def _scores_file(self) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardsieve import cli_review
+from shardsieve import cli_review, cli_run
 from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ _stage_command("probe", "Train the linear probe on the cached features and score
 _stage_command("select", "Fit the mixtures and decide which samples are kept.")
 _stage_command("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("report", "Write the page to look at.")
+cli_run.add_to(app)
 cli_review.add_to(app)
 
 

@@ -1,151 +1,130 @@
-"""Verbs that look at a finished run: what would be written, is it whole, why did a sample go."""
+"""The verbs for looking and objecting: `review`, `decisions`, `export`."""
 
 from __future__ import annotations
 
-import json
-import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shardsieve.exits import exit_codes
 
 RunPath = Annotated[Path, typer.Argument(help="The run directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="One setting, such as write.balance=true."
-    ),
-]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with settings.")]
+
+decisions = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Take decisions about samples out of a run as CSV, or into it.",
+)
 
 
-def write(
-    run: RunPath,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would come out, and write nothing.")
-    ] = False,
-    config: ConfigFile = None,
-    set_: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write the filtered shards, bytes unchanged."""
-    from shardsieve.pipeline import plan_write, run_stages, saved_config
-    from shardsieve.progress import console_progress
+class Tool(StrEnum):
+    """Whose format is written."""
 
-    with exit_codes():
-        settings = saved_config(run, set_ or (), config)
-        if dry_run:
-            planned = plan_write(run, settings)
-            _print(planned, as_json, _planned_in_words(planned))
-            return
-        done = run_stages(["write"], run, settings, progress=console_progress())
-        _print_stage(done, "write", as_json)
+    FIFTYONE = "fiftyone"
+    CLEANLAB = "cleanlab"
+    LABEL_STUDIO = "label-studio"
 
 
-def verify(run: RunPath, as_json: AsJson = False) -> None:
-    """Check every count and hash of a run again; exit with 3 and a list if anything is off."""
-    from shardsieve.progress import console_progress
-    from shardsieve.verify import verify as check
+class Which(StrEnum):
+    """Which samples are written."""
 
-    with exit_codes():
-        findings = check(run, progress=console_progress())
-    looked_at = ", ".join(f"{amount:,} {what}" for what, amount in findings.checked.items())
-    if as_json:
-        _print({"checked": findings.checked, "problems": findings.problems}, True, "")
-    elif not findings.problems:
-        typer.echo(f"verified: {looked_at}")
-    if findings.problems:
-        for problem in findings.problems:
-            typer.echo(problem, err=True)
-        typer.echo(
-            f"shardsieve: {len(findings.problems):,} problems ({looked_at} checked)", err=True
-        )
-        raise typer.Exit(3)
-
-
-def explain(
-    run: RunPath,
-    key: Annotated[str, typer.Argument(help="The sample's key, as in scores.parquet.")],
-    as_json: AsJson = False,
-) -> None:
-    """Say why a sample was kept or went, and where it lies."""
-    from shardsieve.explain import explain as explain_key
-    from shardsieve.explain import in_words
-
-    with exit_codes():
-        samples = explain_key(run, key)
-    _print(samples, as_json, "\n".join(in_words(sample) for sample in samples))
-
-
-def reselect(
-    run: RunPath,
-    tau: Annotated[float | None, typer.Option(help="Keep samples with p_clean above.")] = None,
-    set_: Set = None,
-    write: Annotated[
-        bool, typer.Option("--write", help="Also write shards and report again.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Select again with other select.* settings, from the cached losses: no image is read."""
-    from shardsieve.errors import ConfigError
-    from shardsieve.pipeline import run_stages, saved_config
-    from shardsieve.progress import console_progress
-    from shardsieve.rundir import RunDir
-
-    with exit_codes():
-        given = [*(set_ or ()), *([f"select.tau={tau}"] if tau is not None else [])]
-        other = [text for text in given if not text.strip().startswith("select.")]
-        if other:
-            raise ConfigError(
-                f"--set {other[0]}: reselect changes select.* only; use `clean` for the others"
-            )
-        before = RunDir(run).record("select")
-        names = ["select", *(["write", "report"] if write else [])]
-        done = run_stages(names, run, saved_config(run, given, None), progress=console_progress())
-        _print_stage(done, "select", as_json)
-        if before is not None and not as_json:
-            typer.echo(f"kept before: {before.counts['kept']:,}")
-        if not write and not as_json:
-            typer.echo("the shards are those of the selection before; --write writes them again")
-
-
-def _planned_in_words(planned: dict[str, Any]) -> str:
-    lines = []
-    for name in [name for name in ("clean", "removed") if name in planned]:
-        told = planned[name]
-        lines.append(
-            f"{name:<11} {told['samples']:>12,} samples in {told['shards']:,} shards, "
-            f"{told['size_bytes'] / 1e6:,.1f} MB"
-        )
-        lines += [
-            f"  {row['class']:<20} {row['samples']:>10,} {row['size_bytes'] / 1e6:>12,.1f} MB"
-            for row in told["classes"]
-        ]
-    if planned["over_quota"]:
-        lines.append(f"over quota  {planned['over_quota']:>12,} clean samples are left out")
-    return "\n".join([*lines, "nothing was written (--dry-run)"])
-
-
-def _print_stage(run: Any, stage: str, as_json: bool) -> None:
-    from shardsieve.run import manifest_json
-
-    counts = run.manifest.stages[stage].counts
-    text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    _print(manifest_json(run) if as_json else None, as_json, f"{stage}: {text}")
-
-
-def _print(tree: Any, as_json: bool, text: str) -> None:
-    if as_json:
-        json.dump(tree, sys.stdout, indent=2)
-        typer.echo()
-    else:
-        typer.echo(text)
+    REMOVED = "removed"
+    DECIDED = "decided"
+    JUDGED = "judged"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verbs to the command line."""
-    for command in (write, verify, explain, reselect):
-        app.command()(command)
+    """Adds the verbs of this module."""
+    app.command()(review)
+    app.command()(export)
+    app.add_typer(decisions, name="decisions")
+
+
+def review(
+    run: RunPath,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Also open the page in the browser.")
+    ] = False,
+) -> None:
+    """Look at the samples in a browser on this machine, and keep, drop or relabel them.
+
+    Decisions lie in RUN/decisions.jsonl. `shardsieve select RUN` and `shardsieve write RUN` follow
+    them, as does the next `clean`.
+    """
+    with exit_codes():
+        from shardsieve.review.server import ReviewServer
+
+        server = ReviewServer(run, port)
+    if server.log.torn:
+        typer.echo("the last decision had not been saved whole and is left out", err=True)
+    typer.echo(f"{server.url}\nOnly this machine can open it. Ctrl-C ends it.")
+    if open_browser:
+        import webbrowser
+
+        webbrowser.open(server.url)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+    typer.echo(
+        f"{len(server.log.standing):,} decisions in {run / 'decisions.jsonl'}; "
+        f"`shardsieve select {run}` and `shardsieve write {run}` follow them"
+    )
+
+
+@decisions.command("export")
+def export_csv(
+    run: RunPath,
+    file: Annotated[Path, typer.Argument(help="The CSV file to write.")],
+) -> None:
+    """Write the decisions that stand as CSV."""
+    with exit_codes():
+        from shardsieve.review.tables import export_decisions
+
+        typer.echo(f"{export_decisions(run, file):,} decisions in {file}")
+
+
+@decisions.command("import")
+def import_csv(
+    run: RunPath,
+    file: Annotated[Path, typer.Argument(help="CSV with the columns key and decision.")],
+) -> None:
+    """Take over decisions from CSV, all of them or none.
+
+    Columns: key, decision (keep, drop, relabel, none); and, where needed, shard (its file name),
+    label (the new class, for relabel), offset, given, time.
+    """
+    with exit_codes():
+        from shardsieve.review.tables import import_decisions
+        from shardsieve.run import open_run
+
+        count = import_decisions(run, open_run(run).index, file)
+        typer.echo(f"{count:,} decisions taken over into {run / 'decisions.jsonl'}")
+
+
+def export(
+    run: RunPath,
+    to: Annotated[Tool, typer.Option(help="Whose format.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder; for cleanlab a .csv or .parquet file.")
+    ],
+    only: Annotated[
+        Which, typer.Option(help="Which samples; for cleanlab always all.")
+    ] = Which.REMOVED,
+) -> None:
+    """Write the samples with scores and decisions for FiftyOne, cleanlab or Label Studio."""
+    with exit_codes():
+        from shardsieve.review import exports
+
+        if to is Tool.CLEANLAB:
+            count = exports.export_cleanlab(run, out)
+        elif to is Tool.FIFTYONE:
+            count = exports.export_fiftyone(run, out, only.value)
+        else:
+            count = exports.export_label_studio(run, out, only.value)
+        typer.echo(f"{count:,} samples in {out}")

@@ -193,9 +193,11 @@ class ReportConfig(Section):
     """The page that people look at."""
 
     gallery: int = Field(60, ge=0)
-    """How many of the most suspicious images are shown."""
+    """How many samples each gallery shows; one that is in several is shown once."""
     classes: int = Field(24, ge=1)
     """How many classes get a loss histogram, those with the most suspected noise first."""
+    map: int = Field(2000, ge=0, le=10_000)
+    """How many samples, drawn at random, the feature map shows; 0 for no map."""
 
 
 class Config(Section):

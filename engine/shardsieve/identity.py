@@ -42,7 +42,7 @@ STAGES = (
     Stage("select", 2, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),
     Stage("write", 2, ("index", "select")),
-    Stage("report", 1, ("index", "embed", "probe", "select", "write")),
+    Stage("report", 2, ("index", "embed", "probe", "select", "write")),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -55,7 +55,11 @@ class Identities:
     """
 
     def __init__(
-        self, config: Config, shards: Sequence[ShardPath], key_of: Callable[[str], str | None]
+        self,
+        config: Config,
+        shards: Sequence[ShardPath],
+        key_of: Callable[[str], str | None],
+        decisions: str | None = None,
     ) -> None:
         """Takes what a call is made with.
 
@@ -63,10 +67,12 @@ class Identities:
             config: All settings, with absolute paths.
             shards: The input shards.
             key_of: Gives the key of a finished stage, None when there is none.
+            decisions: Hash of what people decided about samples, None for nothing.
         """
         self._config = config
         self._shards = shards
         self._key_of = key_of
+        self._decisions = decisions
 
     def of(self, stage: Stage) -> dict[str, Any]:
         """Returns the identity of a stage's result.
@@ -94,6 +100,8 @@ class Identities:
             identity["inputs"] = {need: self._key_of(need) for need in stage.needs}
         if stage.name == "write" and config.write.order == "shuffle":
             identity["seed"] = config.seed
+        if stage.name == "select" and self._decisions is not None:
+            identity["decisions"] = self._decisions
         if stage.name in ("probe", "tune"):
             identity["seed"] = config.seed
         if stage.name in ("select", "tune") and config.select.loss == "gce":

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from shardsieve.calls import Calls
 from shardsieve.config import Config, load_config
+from shardsieve.data.decisions import read_decisions
 from shardsieve.data.disk import writing_to
 from shardsieve.data.features import shard_file
 from shardsieve.data.index import SampleIndex
@@ -135,8 +136,10 @@ class _Line:
         self._shards = shards
         self._progress = progress
         self._run = Run(directory.path)
-        self._identities = Identities(config, shards, self._key)
-        self._calls = Calls(directory, config, shards, progress, self._current_records)
+        # Read once: a review that goes on meanwhile is for the next call.
+        decisions = read_decisions(directory.path)
+        self._identities = Identities(config, shards, self._key, decisions.key)
+        self._calls = Calls(directory, config, shards, progress, self._current_records, decisions)
 
     def refuse_what_cannot_work(self, names: Sequence[str]) -> None:
         """Raises what a stage would raise later, perhaps after hours."""

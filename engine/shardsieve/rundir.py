@@ -4,6 +4,7 @@
 RUN/
   manifest.json          every count, hash, setting and version; rewritten after each stage
   config.toml            the settings of the last call
+  decisions.jsonl        what people decided in a review; no stage writes or deletes it
   index/  embed/  probe/  select/  tune/  report/
   clean/                 the filtered shards (stage `write`)
     stage.json           in each of them, written last: what the result was made from

@@ -15,7 +15,7 @@ from shardsieve.data.features import check_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.manifest import Counts, Manifest
-from shardsieve.data.reason import Reason
+from shardsieve.data.reason import KEPT_REASONS, Reason
 from shardsieve.data.record import StageRecord
 from shardsieve.data.scores import reason_numbers
 from shardsieve.data.table import column
@@ -197,7 +197,7 @@ def _scores(
                 yield f"scores.parquet: rows from {start:,} on are not those of the index"
             reason_R = reason_numbers(batch.column("reason"))
             if not np.array_equal(
-                batch.column("kept").to_numpy(zero_copy_only=False), reason_R == Reason.KEPT
+                batch.column("kept").to_numpy(zero_copy_only=False), np.isin(reason_R, KEPT_REASONS)
             ):
                 yield f"scores.parquet: kept and reason contradict each other after row {start:,}"
             counts += np.bincount(reason_R, minlength=256)
@@ -259,5 +259,6 @@ def _outputs(
     in_clean = sum(rows.file_N >= 0) - sum(
         shard["samples"] for shard in record.facts.get("removed", [])
     )
-    if in_clean != rows.reasons[Reason.KEPT]:
-        yield f"{MANIFEST}: {rows.reasons[Reason.KEPT]:,} kept, {in_clean:,} in clean shards"
+    kept = sum(rows.reasons[reason] for reason in KEPT_REASONS)
+    if in_clean != kept:
+        yield f"{MANIFEST}: {kept:,} kept, {in_clean:,} in clean shards"

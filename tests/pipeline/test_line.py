@@ -113,7 +113,7 @@ def test_clean_shards_open_with_webdataset(finished):
 def test_scores_table_has_the_promised_columns(finished):
     run, _ = finished
     promised = ["key", "shard", "offset", "label", "loss", "margin", "pred", "p_clean", "kept"]
-    assert run.scores.column_names == [*promised, "reason", "detail"]
+    assert run.scores.column_names == [*promised, "reason", "detail", "final_label"]
     kept = run.scores.column("kept")
     above = pc.greater(run.scores.column("p_clean"), 0.6)
     assert kept.equals(above)

@@ -27,8 +27,9 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import EXPLANATIONS, Reason
 from shardsieve.data.record import StageRecord, StageResult
 from shardsieve.data.scores import scores_table
-from shardsieve.page.gallery import SIDE, most_suspicious, thumbnail
+from shardsieve.page.gallery import SIDE, thumbnail
 from shardsieve.page.histograms import loss_histogram, verdict_changes
+from shardsieve.page.queues import spread, suspicious
 from shardsieve.page.render import show_duration, show_p, show_percent, show_size
 from shardsieve.page.verdicts import Verdicts
 from shardsieve.stages.report import report
@@ -38,7 +39,7 @@ BRACES = "{{ 7 * 7 }}"
 NO_VALUE = "\N{EN DASH}"
 CLASSES = ("cat", BOLD, BRACES)
 COLOURS = ((200, 30, 30), (30, 160, 30), (40, 40, 210))
-_VOID = {"meta", "link", "br", "img"}
+_VOID = {"meta", "link", "br", "img", "input"}
 _BREAKS = {"br", "dt", "dd", "p", "li", "div", "h2", "h3", "caption", "td", "th"}
 
 
@@ -314,12 +315,18 @@ class Page(HTMLParser):
         assert len(found) == 1, f"{start}: {len(found)} rows"
         return found[0]
 
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
+    def all(self, tag: str, attribute: str = "") -> list[dict[str, str]]:
+        found = [attributes for name, attributes in self.elements if name == tag]
+        return [attributes for attributes in found if not attribute or attribute in attributes]
 
     @property
     def sections(self) -> list[str]:
         return [attributes["id"] for attributes in self.all("section")]
+
+    def shown(self, gallery: str) -> list[dict[str, str]]:
+        """The samples of a gallery."""
+        items = self.all("li", "data-galleries")
+        return [item for item in items if gallery in item["data-galleries"].split()]
 
     def images(self) -> list[tuple[dict[str, str], Image.Image]]:
         return [(img, open_uri(img["src"])) for img in self.all("img")]
@@ -368,7 +375,8 @@ def test_result_counts_match_the_file(tmp_path: Path) -> None:
     made = make(tmp_path)
     page, result = made.write()
     assert result.counts == {
-        "suspicious_shown": len(page.all("img")),
+        "suspicious_shown": len(page.shown("suspicious")),
+        "samples_shown": len(page.all("li", "data-galleries")),
         "size_bytes": (made.out / "report.html").stat().st_size,
     }
     assert result.counts["suspicious_shown"] == 13
@@ -430,15 +438,16 @@ def test_class_table_is_sorted_by_removed_share(tmp_path: Path) -> None:
     page, _ = make(tmp_path, rules=rules).write()
     rows = page.rows("classes")[1:4]
     assert [row[0] for row in rows] == ["cat", BOLD, BRACES]
-    assert rows[0][1:5] == ["42", "30", "28.6 %", f"{BOLD} (8 of 12)"]
-    assert rows[0][5] == "its own mixture"
-    assert rows[1][1:5] == ["31", "30", "3.2 %", ""]
+    assert rows[0][1:4] == ["42", "30", "28.6 %"]
+    assert rows[0][5:] == [f"{BOLD} (8 of 12)", "its own mixture"]
+    assert rows[1][1:4] == ["31", "30", "3.2 %"]
+    assert rows[1][5] == ""
     assert rows[2][3] == "0.0 %"
-    assert rows[2][5] == "the mixture of all classes fewer than 20 samples"
+    assert rows[2][6] == "the mixture of all classes fewer than 20 samples"
 
 
 def test_pairs_count_given_against_predicted(page: Page) -> None:
-    assert page.rows("classes")[5:] == [
+    assert page.rows("classes")[9:] == [
         ["cat", BOLD, "8", "61.5 %"],
         ["cat", BRACES, "4", "30.8 %"],
     ]
@@ -532,8 +541,10 @@ def test_tau_of_the_run_is_marked(tmp_path: Path) -> None:
     inside, _ = make(tmp_path, settings=("select.tau=0.5",)).write()
     assert "tau of this run: 0.5" in inside.text("tau")
     outside, _ = make(tmp_path, settings=("select.tau=0.9",)).write()
-    assert "tau of this run" not in outside.text("tau")
-    assert inside.row("tau", "0.40") == ["0.40", "87.4 %"]
+    assert "tau of this run: 0.9" in outside.text("tau")
+    assert outside.row("tau", "0.90")[1:] == ["0.0 %", "0", NO_VALUE]
+    # 90 of 103 judged samples have a p_clean of 0.9, the others less than 0.4.
+    assert inside.row("tau", "0.40") == ["0.40", "87.4 %", "90", "90.0 %"]
 
 
 # --- Safety ----------------------------------------------------------------------------------
@@ -544,7 +555,8 @@ def test_what_comes_from_data_is_escaped(tmp_path: Path) -> None:
     made.note("probe", "a note with <i>markup</i>")
     page, _ = made.write()
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"b", "i1", "script", "iframe", "object"}
+    assert not tags & {"b", "i1", "iframe", "object"}
+    assert page.all("script") == [{}], "ours, which the policy names by its hash"
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert BOLD in page.text("classes")
     assert BRACES in page.text("classes")
@@ -552,7 +564,7 @@ def test_what_comes_from_data_is_escaped(tmp_path: Path) -> None:
     assert "damaged: <script>alert(2)</script>" in page.text("unreadable")
     assert "a note with <i>markup</i>" in page.text("accounts")
     alts = [img["alt"] for img in page.all("img")]
-    assert f"Labelled cat, predicted {BOLD}" in alts
+    assert f"Labelled cat, looks like {BOLD}" in alts
     labels = [attributes.get("aria-label", "") for attributes in page.all("div")]
     assert any(label.startswith(f"Histogram of the losses of class {BOLD}") for label in labels)
 
@@ -619,7 +631,7 @@ def test_page_can_be_read_without_eyes_or_colours(page: Page) -> None:
     for svg in page.all("svg"):
         assert svg["aria-hidden"] == "true"
     figures = [div for div in page.all("div") if div.get("class", "").startswith("figure")]
-    assert len(figures) == 4
+    assert len(figures) == 5
     assert all(div["role"] == "img" and div["aria-label"] for div in figures)
 
 
@@ -656,7 +668,7 @@ def test_gallery_shows_the_images_that_it_names(tmp_path: Path) -> None:
     page, _ = make(tmp_path, [Row("kept"), *rows, Row("kept2")]).write()
     shown = page.images()
     assert [img["alt"] for img, _ in shown] == [
-        f"Labelled {CLASSES[i]}, predicted {CLASSES[(i + 1) % 3]}" for i in range(3)
+        f"Labelled {CLASSES[i]}, looks like {CLASSES[(i + 1) % 3]}" for i in range(3)
     ]
     for i, (_, image) in enumerate(shown):
         assert np.abs(np.asarray(image).mean((0, 1)) - COLOURS[i]).max() < 6
@@ -695,7 +707,7 @@ def test_an_image_that_is_gone_becomes_a_box(tmp_path: Path) -> None:
     made.index.shards[1].path.unlink()
     page, result = made.write()
     assert page.all("img") == []
-    assert page.text("gallery").count("cannot be read any more") == 13
+    assert page.text("gallery").count("cannot be read any more") == 13 + 3
     assert result.counts["suspicious_shown"] == 13
 
 
@@ -715,6 +727,11 @@ def test_damaged_bytes_become_a_box_and_the_others_are_shown(tmp_path: Path) -> 
     assert "bytes expected" in boxes[1]
 
 
+def most_suspicious(verdicts: Verdicts, most: int) -> np.ndarray:
+    rows = suspicious(verdicts)
+    return spread(rows, verdicts.label_N[rows], most)
+
+
 def verdicts_of(label: list[int], p_clean: list[float], loss: list[float]) -> Verdicts:
     n_samples = len(label)
     return Verdicts(
@@ -729,14 +746,14 @@ def verdicts_of(label: list[int], p_clean: list[float], loss: list[float]) -> Ve
 
 def test_most_suspicious_come_first() -> None:
     verdicts = verdicts_of([0, 0, 0, 0], [0.2, 0.1, 0.1, 0.1], [9.0, 1.0, 2.0, 2.0])
-    assert most_suspicious(verdicts, 1, 10).tolist() == [2, 3, 1, 0]
-    assert most_suspicious(verdicts, 1, 2).tolist() == [2, 3]
+    assert most_suspicious(verdicts, 10).tolist() == [2, 3, 1, 0]
+    assert most_suspicious(verdicts, 2).tolist() == [2, 3]
 
 
 def test_one_class_does_not_fill_the_gallery() -> None:
     label = [0] * 50 + [1] * 3 + [2] * 20
     p_clean = [0.0] * 50 + [0.1] * 3 + [0.2] * 20
-    picked = most_suspicious(verdicts_of(label, p_clean, [1.0] * 73), 4, 21)
+    picked = most_suspicious(verdicts_of(label, p_clean, [1.0] * 73), 21)
     assert np.bincount(np.array(label)[picked]).tolist() == [9, 3, 9]
     assert picked.tolist() == sorted(picked.tolist())
 
@@ -751,7 +768,7 @@ def test_gallery_is_full_fair_and_in_order(data: st.DataObject) -> None:
     label, p_clean, loss = (
         (list(part) for part in zip(*rows, strict=True)) if rows else ([], [], [])
     )
-    picked = most_suspicious(verdicts_of(label, p_clean, loss), 4, most).tolist()
+    picked = most_suspicious(verdicts_of(label, p_clean, loss), most).tolist()
     assert len(picked) == min(most, len(rows))
 
     def suspicion(row: int) -> tuple[float, float, int]:
@@ -774,7 +791,7 @@ def test_the_last_round_is_spread_over_the_classes() -> None:
     # Two rounds of four and one place more: the least suspicious class must not lose its second.
     label = [0, 1, 2, 3] * 5
     p_clean = [0.0, 0.1, 0.2, 0.3] * 5
-    picked = most_suspicious(verdicts_of(label, p_clean, [1.0] * 20), 4, 9)
+    picked = most_suspicious(verdicts_of(label, p_clean, [1.0] * 20), 9)
     assert np.bincount(np.array(label)[picked]).tolist() == [3, 2, 2, 2]
 
 
@@ -873,7 +890,7 @@ def test_a_fallback_stands_in_the_title(tmp_path: Path) -> None:
 
 
 def test_nothing_removed(tmp_path: Path) -> None:
-    page, result = make(tmp_path, [Row(f"k{i}", i % 3) for i in range(30)]).write()
+    page, result = make(tmp_path, [Row(f"k{i}", i % 3, i % 3) for i in range(30)]).write()
     assert page.all("img") == []
     assert result.counts["suspicious_shown"] == 0
     assert "Nothing was removed." in page.text("gallery")
@@ -923,7 +940,7 @@ def test_one_class_whose_mixture_is_not_a_number(tmp_path: Path) -> None:
 def test_a_sample_without_a_label_or_a_class_without_a_sample(tmp_path: Path) -> None:
     rows = [Row("a"), Row("b", 2, 2), Row("c", reason=Reason.NO_LABEL, detail="no .cls")]
     page, _ = make(tmp_path, rows).write()
-    assert [row[0] for row in page.rows("classes")[1:]] == ["cat", BRACES]
+    assert [row[0] for row in page.rows("classes")[1:3]] == ["cat", BRACES]
     assert "1 class has no readable sample" in page.text("classes")
 
 
@@ -980,7 +997,7 @@ def test_many_samples_and_classes_stay_quick_and_small(tmp_path: Path) -> None:
     removed_count = int(np.count_nonzero(wrong_N & ~lost_N))
     assert f"{removed_count:,} removed" in page.text("overview")
     # Nobody's class takes two places as long as 60 classes have something to show.
-    assert len({img["alt"].split(",")[0] for img in page.all("img")}) == 60
+    assert len({item["data-class"] for item in page.shown("suspicious")}) == 60
 
 
 # --- Words for numbers -----------------------------------------------------------------------

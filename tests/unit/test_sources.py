@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from shardsieve.data.features import FeatureStore, shard_file, write_shard
-from shardsieve.data.sources import hash_shard, take_over, write_sources
 from shardsieve.errors import ShardError
 from shardsieve.shards.samples import stat_shard
+from shardsieve.shards.sources import hash_shard, take_over, write_sources
 
 
 def make_shard(path, content, n_samples=3):

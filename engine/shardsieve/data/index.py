@@ -6,7 +6,7 @@ Shapes: N samples, S shards, K classes.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,15 @@ class SampleIndex:
     def label_N(self) -> npt.NDArray[np.int32]:
         """Labels as given, -1 where there is none."""
         return column(self.table, "label")
+
+    def relabelled(self, label_N: npt.NDArray[np.int32]) -> SampleIndex:
+        """Returns the same samples under other labels.
+
+        Args:
+            label_N: (N,) i32, -1 where there is none.
+        """
+        at = self.table.column_names.index("label")
+        return replace(self, table=self.table.set_column(at, "label", pa.array(label_N)))
 
     @property
     def reason_N(self) -> npt.NDArray[np.uint8]:

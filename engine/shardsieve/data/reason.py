@@ -8,12 +8,15 @@ from enum import IntEnum
 class Reason(IntEnum):
     """One reason per row, stored as u8; the stages only ever turn KEPT into something else.
 
-    Samples fall into three groups that add up to the input: kept, removed (judged, and probably
-    mislabelled or over the quota of their class) and unreadable (never judged, listed one by one).
+    What people decided in a review comes last and overrules the recipe. Samples fall into three
+    groups that add up to the input: kept, removed (judged, and probably mislabelled or over the
+    quota of their class) and unreadable (never judged, listed one by one).
     """
 
     KEPT = 0
     HIGH_LOSS = 1
+    KEPT_BY_REVIEW = 7
+    REMOVED_BY_REVIEW = 8
     OVER_QUOTA = 9
     NO_IMAGE = 10
     NO_LABEL = 11
@@ -31,16 +34,20 @@ class Reason(IntEnum):
     @property
     def group(self) -> str:
         """`kept`, `removed` or `unreadable`."""
-        if self is Reason.KEPT:
+        if self in KEPT_REASONS:
             return "kept"
         return "removed" if self < Reason.NO_IMAGE else "unreadable"
 
 
+KEPT_REASONS = (Reason.KEPT, Reason.KEPT_BY_REVIEW)
+REMOVED_REASONS = tuple(reason for reason in Reason if reason.group == "removed")
 WORDS: dict[int, str] = {reason.value: reason.word for reason in Reason}
 EXPLANATIONS: dict[Reason, str] = {
     Reason.KEPT: "probably labelled right",
     Reason.HIGH_LOSS: "p_clean is not above tau: the label is probably wrong",
     Reason.OVER_QUOTA: "probably labelled right, but its class has as many as write allows",
+    Reason.KEPT_BY_REVIEW: "somebody looked and kept it, perhaps under another label",
+    Reason.REMOVED_BY_REVIEW: "somebody looked and left it out",
     Reason.NO_IMAGE: "no member with an image extension",
     Reason.NO_LABEL: "no label, or one that cannot be read",
     Reason.LABEL_OUTSIDE: "the label is not one of the classes",

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
-from shardsieve.data.reason import Reason
+from shardsieve.data.reason import KEPT_REASONS, Reason
 from shardsieve.data.table import reason_words, replace_file
 
 
@@ -52,7 +52,7 @@ def scores_table(
             "margin": pa.array(losses.margin_N, mask=unjudged),
             "pred": pa.array(losses.pred_N, mask=unjudged),
             "p_clean": pa.array(p_clean_N, mask=np.isnan(p_clean_N)),
-            "kept": pa.array(reason_N == Reason.KEPT),
+            "kept": pa.array(np.isin(reason_N, KEPT_REASONS)),
             "reason": reason_words(reason_N),
             "detail": detail_N,
         }
@@ -83,19 +83,22 @@ class Decisions:
         kept_N: (N,) samples that are kept.
         reason_N: (N,) u8 `Reason`.
         p_clean_N: (N,) f64 posterior, NaN where a sample was not judged.
+        final_label_N: (N,) i32 label after review, -1 where there is none.
     """
 
     kept_N: npt.NDArray[np.bool_]
     reason_N: npt.NDArray[np.uint8]
     p_clean_N: npt.NDArray[np.float64]
+    final_label_N: npt.NDArray[np.int32]
 
     @classmethod
     def read(cls, path: Path) -> Decisions:
         """Reads these columns of `scores.parquet` and no other."""
-        table = pq.read_table(path, columns=["reason", "p_clean"])
+        table = pq.read_table(path, columns=["reason", "p_clean", "final_label"])
         reason_N = reason_numbers(table.column("reason"))
         p_clean_N = pc.fill_null(table.column("p_clean"), np.nan).to_numpy()
-        return cls(reason_N == Reason.KEPT, reason_N, p_clean_N)
+        final_label_N = pc.fill_null(table.column("final_label"), -1).to_numpy()
+        return cls(np.isin(reason_N, KEPT_REASONS), reason_N, p_clean_N, final_label_N)
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardsieve.data.index import SampleIndex
-from shardsieve.data.reason import WORDS, Reason
+from shardsieve.data.reason import KEPT_REASONS, WORDS, Reason
 from shardsieve.data.scores import reason_numbers
 from shardsieve.data.table import replace_file
 
@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("label", pa.int32()),
         ("class", _WORD),
+        ("final_label", pa.int32()),
         ("suggested_label", pa.int32()),
         ("loss", pa.float32()),
         ("margin", pa.float32()),
@@ -70,7 +71,7 @@ def write_written(
         pq.ParquetFile(scores) as source,
         pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
     ):
-        names = ["loss", "margin", "p_clean", "reason"]
+        names = ["loss", "margin", "p_clean", "reason", "final_label"]
         if "suggested_label" in source.schema_arrow.names:
             names.append("suggested_label")
         start = 0
@@ -92,7 +93,7 @@ def _piece(
     samples = index.table.slice(span.start, scores.num_rows)
     file_R, label_R = file_N[span], index.label_N[span]
     reason_R = reason_numbers(scores.column("reason"))
-    reason_R[(reason_R == Reason.KEPT) & (file_R < 0)] = Reason.OVER_QUOTA
+    reason_R[np.isin(reason_R, KEPT_REASONS) & (file_R < 0)] = Reason.OVER_QUOTA
     suggested = (
         scores.column("suggested_label")
         if "suggested_label" in scores.schema.names
@@ -105,6 +106,7 @@ def _piece(
         "size": samples.column("size"),
         "label": pa.array(label_R, mask=label_R < 0),
         "class": _words(label_R, list(index.classes)),
+        "final_label": scores.column("final_label").cast(pa.int32()),
         "suggested_label": suggested.cast(pa.int32()),
         "loss": scores.column("loss"),
         "margin": scores.column("margin"),

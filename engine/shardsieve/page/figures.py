@@ -12,9 +12,11 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from shardsieve.page.feature_map import FeatureMap
 from shardsieve.page.histograms import LossHistogram
 
 # matplotlib knows no CSS variables: it draws with these, and they are exchanged in its output.
@@ -26,6 +28,10 @@ _COLOURS = {
     "removed": "#010207",
 }
 _INK, _MUTED, _LINE, _KEPT, _REMOVED = _COLOURS.values()
+# A picture cannot take its colours from the page: these are seen on white and on black.
+SUSPICION_COLOURS = ("#4f94cd", "#9aa0a6", "#e8743b")
+_SUSPICION = LinearSegmentedColormap.from_list("suspicion", SUSPICION_COLOURS)
+_MAP_DPI = 150
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "shardsieve",
@@ -93,40 +99,80 @@ def draw_histogram(histogram: LossHistogram, unit: str, name: str) -> str:
         return _to_svg(figure, name)
 
 
-def draw_kept_by_tau(points: Sequence[tuple[float, float]], tau: float, name: str) -> str:
-    """Draws the share of the judged samples that is kept, against tau.
+def draw_against_tau(
+    points: Sequence[tuple[float, float]], tau: float, name: str, *, removed: bool = False
+) -> str:
+    """Draws a share against tau.
 
     Args:
-        points: tau and kept fraction, tau ascending.
+        points: tau and share, tau ascending.
         tau: The one of the run, marked where it lies in the range.
         name: Unique on the page.
+        removed: Whether it is drawn in the colour of what is removed.
 
     Returns:
         An `<svg>` element.
     """
     taus = [point[0] for point in points]
+    shares = [point[1] for point in points]
     with _own_settings():
-        figure, axes = _axes(6.8, 2.2, left=0.085, bottom=0.19)
-        axes.plot(taus, [point[1] for point in points], color=_KEPT, marker="o", markersize=2.5)
-        if taus[0] <= tau <= taus[-1]:
-            axes.axvline(tau, color=_INK, lw=0.9)
-            axes.annotate(
-                f"tau of this run: {tau:g}",
-                (tau, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, -2),
-                textcoords="offset points",
-                va="top",
-            )
-        low, high = min(point[1] for point in points), max(point[1] for point in points)
+        figure, axes = _axes(3.4, 1.85, left=0.145, bottom=0.225)
+        colour = _REMOVED if removed else _KEPT
+        axes.plot(taus, shares, color=colour, marker="o", markersize=2.5)
         # At least a tenth of the whole, so that a flat line looks flat.
+        low, high = min(shares), max(shares)
         room = max(0.02, (0.1 - (high - low)) / 2)
         axes.set_ylim(max(0.0, low - room), min(1.0, high + room) + 0.005)
+        if taus[0] <= tau <= taus[-1]:
+            axes.axvline(tau, color=_INK, lw=0.9)
+            # On the side with more room.
+            is_left = tau - taus[0] < taus[-1] - tau
+            axes.annotate(
+                f"tau of this run: {tau:g}",
+                (tau, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3 if is_left else -3, 3),
+                textcoords="offset points",
+                ha="left" if is_left else "right",
+                va="bottom",
+            )
         axes.set_xlabel("tau", labelpad=1.5)
-        axes.set_ylabel("kept")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.grid(axis="y", color=_LINE, lw=0.4, alpha=0.6)
+        return _to_svg(figure, name)
+
+
+def draw_map(feature_map: FeatureMap, name: str) -> str:
+    """Draws a feature map: points as one small picture, coloured by suspicion, and class names.
+
+    Args:
+        feature_map: What to draw.
+        name: Unique on the page.
+
+    Returns:
+        An `<svg>` element.
+    """
+    x_P2 = feature_map.x_P2
+    # The most suspicious lie on top.
+    order = np.argsort(feature_map.suspicion_P, kind="stable")
+    with _own_settings():
+        figure, axes = _axes(7.2, 4.8, left=0.01, bottom=0.02)
+        points = axes.scatter(
+            *x_P2[order].T,
+            c=feature_map.suspicion_P[order],
+            cmap=_SUSPICION,
+            vmin=0,
+            vmax=1,
+            s=9,
+            lw=0,
+            alpha=0.75,
+        )
+        points.set_rasterized(True)
+        figure.dpi = _MAP_DPI
+        for text, x, y in feature_map.names:
+            axes.text(x, y, text, ha="center", va="center", weight="bold", parse_math=False)
+        axes.set_axis_off()
         return _to_svg(figure, name)
 
 

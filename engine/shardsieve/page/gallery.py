@@ -1,12 +1,13 @@
-"""The most suspicious images: which ones, and their thumbnails.
+"""Samples with their thumbnails, for the page.
 
-Shapes: N samples, K classes, R removed samples.
+Shapes: N samples.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from shardsieve.data.index import SampleIndex
 from shardsieve.errors import ShardError
+from shardsieve.page.queues import Queue
 from shardsieve.page.verdicts import Verdicts
 from shardsieve.shards.files import ShardFiles
 from shardsieve.shards.images import decode
@@ -23,87 +25,64 @@ from shardsieve.shards.images import decode
 SIDE = 112
 
 
-def most_suspicious(verdicts: Verdicts, n_classes: int, most: int) -> npt.NDArray[np.int64]:
-    """Picks removed samples: the lowest p_clean first, then the highest loss.
-
-    No class gives more than its share, which is the smallest number that fills the gallery when no
-    class gives more; so one bad class does not hide the others. Ties fall to the earlier row.
-
-    Args:
-        verdicts: The scores.
-        n_classes: K.
-        most: How many to pick.
-
-    Returns:
-        At most `most` rows, the most suspicious first.
-    """
-    rows_R = np.flatnonzero(verdicts.removed_N)
-    order = np.lexsort((rows_R, -verdicts.loss_N[rows_R], verdicts.p_clean_N[rows_R]))
-    rows_R = rows_R[order]
-    labels_R = verdicts.label_N[rows_R]
-    counts_K = np.bincount(labels_R, minlength=n_classes)
-    share = _fair_share(counts_K, most)
-    # Position of each row among those of its class.
-    by_class = np.argsort(labels_R, kind="stable")
-    starts_K = np.cumsum(counts_K) - counts_K
-    rank_R = np.empty(len(rows_R), np.int64)
-    rank_R[by_class] = np.arange(len(rows_R)) - starts_K[labels_R[by_class]]
-    # The last round may be longer than what is left of the gallery: its most suspicious go in.
-    chosen_R = rank_R < share - 1
-    last = np.flatnonzero(rank_R == share - 1)
-    chosen_R[last[: most - int(chosen_R.sum())]] = True
-    return rows_R[chosen_R]
-
-
-def _fair_share(counts_K: npt.NDArray[np.int64], most: int) -> int:
-    wanted = min(most, int(counts_K.sum()))
-    low, high = 0, wanted
-    while low < high:
-        middle = (low + high) // 2
-        if int(np.minimum(counts_K, middle).sum()) >= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
 def gallery(
-    index: SampleIndex, scores: pa.Table, verdicts: Verdicts, most: int
+    index: SampleIndex,
+    scores: pa.Table,
+    verdicts: Verdicts,
+    shown: Sequence[Queue],
+    suggested_N: npt.NDArray[np.int32],
 ) -> list[dict[str, Any]]:
-    """Returns the most suspicious samples with their images.
+    """Returns the samples of some galleries with their images; one in several stands there once.
 
     Args:
         index: Where the images lie.
-        scores: For the keys.
+        scores: For keys, reasons and details.
         verdicts: The scores as arrays.
-        most: How many.
+        shown: The galleries, cut to what is to be seen.
+        suggested_N: (N,) i32 the class each sample looks like, -1 where there is none.
 
     Returns:
-        Key, given and predicted class, p_clean, loss (nats), and `image`: a data URI with the size
-        to show it at, or `problem` when it cannot be read any more.
+        Key, shard, the names of its galleries, given class and the one it looks like, p_clean,
+        loss (nats), reason, detail, and `image`: a data URI with the size to show it at, or
+        `problem` when there is none.
     """
-    rows = most_suspicious(verdicts, index.n_classes, most)
-    keys = scores.column("key").take(pa.array(rows)).to_pylist()
+    galleries: dict[int, list[str]] = {}
+    for queue in shown:
+        for row in queue.rows_R.tolist():
+            galleries.setdefault(row, []).append(queue.name)
+    rows = np.array(list(galleries), np.int64)
+    taken = scores.select(["key", "reason", "detail"]).take(pa.array(rows)).to_pylist()
     where = [index.numbers(name)[rows].tolist() for name in ("shard", "image_offset", "image_size")]
     files = ShardFiles([ref.path for ref in index.shards])
-    shown = []
-    for row, key, shard, offset, size in zip(rows.tolist(), keys, *where, strict=True):
+    items = []
+    for row, known, shard, offset, size in zip(rows.tolist(), taken, *where, strict=True):
         item = {
-            "key": key,
-            "given": index.classes[verdicts.label_N[row]],
-            "predicted": index.classes[verdicts.pred_N[row]],
-            "p_clean": float(verdicts.p_clean_N[row]),
-            "loss": float(verdicts.loss_N[row]),
+            **known,
+            "shard": index.shards[shard].path.name,
+            "galleries": galleries[row],
+            "given": _name(index, int(verdicts.label_N[row])),
+            "looks": _name(index, int(suggested_N[row])),
+            "p_clean": _number(verdicts.p_clean_N[row]),
+            "loss": _number(verdicts.loss_N[row]),
             "image": None,
-            "problem": None,
+            "problem": "no image" if size <= 0 else None,
         }
-        try:
-            item["image"] = thumbnail(files.read(shard, offset, size))
-        except (ShardError, ValueError) as error:
-            item["problem"] = str(error)
-        shown.append(item)
+        if size > 0:
+            try:
+                item["image"] = thumbnail(files.read(shard, offset, size))
+            except (ShardError, ValueError) as error:
+                item["problem"] = f"cannot be read any more: {error}"
+        items.append(item)
     files.close()
-    return shown
+    return items
+
+
+def _name(index: SampleIndex, label: int) -> str | None:
+    return index.classes[label] if label >= 0 else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def thumbnail(data: bytes) -> dict[str, Any]:

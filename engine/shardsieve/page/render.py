@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,8 +16,14 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 def render(context: Mapping[str, Any]) -> str:
-    """Fills the template; everything but figures is escaped."""
-    page: str = _environment().get_template("report.html.j2").render(context)
+    """Fills the template; everything but figures is escaped, and no script but ours may run."""
+    script = files("shardsieve.page").joinpath("report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    page: str = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(context, script=script, script_hash=f"sha256-{digest}")
+    )
     return page
 
 

@@ -92,7 +92,10 @@ def list_unreadable(scores: pa.Table, index: SampleIndex) -> list[dict[str, Any]
 
 
 def class_rows(
-    verdicts: Verdicts, classes: pa.Table, judged_by: Mapping[str, str]
+    verdicts: Verdicts,
+    classes: pa.Table,
+    judged_by: Mapping[str, str],
+    noise_K3: npt.NDArray[np.float64],
 ) -> list[dict[str, Any]]:
     """Returns one row per class that has a judged sample, the largest removed share first.
 
@@ -100,10 +103,12 @@ def class_rows(
         verdicts: The scores.
         classes: The table of the stage `select`.
         judged_by: What to call each rule.
+        noise_K3: (K, 3) estimated share of wrong labels, lower and upper end.
 
     Returns:
-        Label, name, samples, kept, removed, share, rule and its name, why, and the class that most
-        of the removed samples are predicted to be with their number.
+        Label, name, samples, kept, removed, share, estimated noise with lower and upper end, rule
+        and its name, why, and the class that most of the removed samples are predicted to be with
+        their number.
     """
     often = _predicted_instead(verdicts, classes.num_rows)
     columns = ["label", "name", "samples", "kept", "rule", "why"]
@@ -113,6 +118,7 @@ def class_rows(
     for row in rows:
         row["removed"] = row["samples"] - row["kept"]
         row["share"] = row["removed"] / row["samples"]
+        row["noise"], row["low"], row["high"] = noise_K3[row["label"]].tolist()
         row["judged_by"] = judged_by[row["rule"]]
         pred, count = often.get(row["label"], (-1, 0))
         row["instead"] = names[pred] if count else None

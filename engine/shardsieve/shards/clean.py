@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from shardsieve.data.location import ShardPath
 from shardsieve.data.record import content_key
 from shardsieve.data.subset import FILE, Subset
 from shardsieve.errors import ConfigError, ShardError, StaleArtefact
@@ -198,7 +199,7 @@ def _pieces(
     yield from zip(offset_N[first].tolist(), end_N[last].tolist(), strict=True)
 
 
-def _blocks_of(data: bytes, path: Path, samples: list[WebSample]) -> Iterator[SampleBlock]:
+def _blocks_of(data: bytes, path: ShardPath, samples: list[WebSample]) -> Iterator[SampleBlock]:
     """Splits a range of a shard into samples, which are added to the list."""
     url = str(path)
     for block in scan_blocks(TarScan(data), path):

@@ -17,13 +17,13 @@ from shardsieve.data.features import shard_file, write_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
-from shardsieve.data.sources import hash_shard, take_over, write_sources
 from shardsieve.data.table import column, read_ipc
 from shardsieve.errors import DataError
 from shardsieve.models.backbone import Backbone, load_backbone
 from shardsieve.models.precision import resolve_precision
 from shardsieve.progress import Progress
 from shardsieve.shards.dataset import ImageRows, stream
+from shardsieve.shards.sources import hash_shard, take_over, write_sources
 
 
 def embed(

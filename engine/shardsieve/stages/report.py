@@ -12,11 +12,14 @@ from typing import Any
 import pyarrow as pa
 
 from shardsieve.config import Config
+from shardsieve.data.features import FeatureStore
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.manifest import describe_machine, library_versions
 from shardsieve.data.record import StageRecord, StageResult
 from shardsieve.data.table import write_text
-from shardsieve.page.histograms import RANGE_PERCENTILE, loss_histograms
+from shardsieve.page.histograms import RANGE_PERCENTILE
+from shardsieve.page.noise import class_noise, label_matrix, noise_summary
+from shardsieve.page.queues import suggested_labels
 from shardsieve.page.verdicts import (
     Verdicts,
     class_rows,
@@ -24,7 +27,6 @@ from shardsieve.page.verdicts import (
     list_unreadable,
     predicted_pairs,
 )
-from shardsieve.selection.turn import mixture_losses
 
 _LISTED_CLASSES = 50
 _LISTED_PAIRS = 15
@@ -37,8 +39,9 @@ _JUDGED_BY = {
 _SECTIONS = {
     "overview": "Overview",
     "accounts": "In and out",
-    "losses": "Losses",
     "classes": "Classes",
+    "losses": "Losses",
+    "map": "Map",
     "gallery": "Images",
     "tau": "Tau",
     "tuning": "Fine-tuning",
@@ -55,6 +58,7 @@ def report(
     records: dict[str, StageRecord],
     config: Config,
     *,
+    features: FeatureStore | None = None,
     clean: Path,
     out: Path,
 ) -> StageResult:
@@ -66,22 +70,25 @@ def report(
         classes: A row per class.
         records: The stages that are up to date: index, embed, probe, select, write, maybe tune.
         config: All settings.
+        features: For the feature map; None leaves it out.
         clean: Folder of the shards that were written.
         out: Folder that gets `report.html`.
 
     Returns:
-        How many suspicious images are shown, and the size of the page in bytes.
+        How many samples are shown, suspicious and in all, and the size of the page in bytes.
     """
     # Drawing libraries are slow to load, and whoever imports the pipeline may never draw.
-    from shardsieve.page.gallery import gallery
+    from shardsieve.page import sections
     from shardsieve.page.render import render
 
     verdicts = Verdicts.of(scores)
+    suggested_N = suggested_labels(scores, verdicts)
     groups = count_groups(scores)
     totals = {name: sum(row["count"] for row in rows) for name, rows in groups.items()}
     totals["samples"] = len(index)
-    rows = class_rows(verdicts, classes, _JUDGED_BY)
-    shown = gallery(index, scores, verdicts, config.report.gallery)
+    noise_K3 = class_noise(verdicts, index.n_classes)
+    rows = class_rows(verdicts, classes, _JUDGED_BY, noise_K3)
+    galleries, items = sections.shown_galleries(index, scores, verdicts, suggested_N, config)
     page = render(
         {
             "sections": [
@@ -94,15 +101,22 @@ def report(
             "about": _about(index, records, config),
             "written": _written(index, records["write"], clean, config),
             "near_tau": records["select"].facts.get("within_1e-4_of_tau"),
+            "noise": noise_summary(verdicts),
+            "decided": records["select"].facts.get("decisions", {}),
             **_damage_and_notes(index, records),
             "percentile": RANGE_PERCENTILE,
-            "histograms": _histograms(verdicts, classes, rows[: config.report.classes], config),
+            "histograms": sections.histogram_grid(
+                verdicts, classes, rows[: config.report.classes], config
+            ),
             "class_count": len(rows),
             "class_rows": rows[:_LISTED_CLASSES],
             "pairs": predicted_pairs(verdicts, index.classes, _LISTED_PAIRS),
-            "gallery": shown,
-            **_by_tau(records["select"], config),
-            "tuning": _tuning(records.get("tune")),
+            "matrix": label_matrix(verdicts, suggested_N, index.classes),
+            "map": sections.placed_map(features, verdicts, index, config),
+            "galleries": galleries,
+            "gallery": items,
+            **sections.tau_curves(verdicts, records["select"], config),
+            "tuning": sections.tuning_curves(records.get("tune")),
             "stages": _stages(records),
             "unreadable": list_unreadable(scores, index),
             "versions": library_versions(),
@@ -112,7 +126,11 @@ def report(
     )
     write_text(out / "report.html", page)
     return StageResult(
-        counts={"suspicious_shown": len(shown), "size_bytes": len(page.encode("utf-8"))}
+        counts={
+            "suspicious_shown": sum("suspicious" in item["galleries"] for item in items),
+            "samples_shown": len(items),
+            "size_bytes": len(page.encode("utf-8")),
+        }
     )
 
 
@@ -185,76 +203,9 @@ def _damage_and_notes(index: SampleIndex, records: dict[str, StageRecord]) -> di
     return {"damage": damage, "notes": notes}
 
 
-def _histograms(
-    verdicts: Verdicts, classes: pa.Table, rows: list[dict[str, Any]], config: Config
-) -> list[dict[str, Any]]:
-    from shardsieve.page.figures import draw_histogram
-
-    losses_N = mixture_losses(verdicts.loss_N, config.select.loss, config.probe.q)
-    unit = "cross entropy (nats)" if config.select.loss == "ce" else "GCE loss"
-    histograms = loss_histograms(verdicts, losses_N, classes, [row["label"] for row in rows])
-    drawn = []
-    for row, histogram in zip(rows, histograms, strict=True):
-        where = " and ".join(f"{crossing:.2f}" for crossing in histogram.crossings)
-        drawn.append(
-            {
-                **row,
-                "svg": draw_histogram(histogram, unit, f"h{row['label']}"),
-                "beyond": histogram.beyond,
-                "words": f"Histogram of the losses of class {row['name']}; "
-                + (f"p_clean crosses tau at {where}" if where else "p_clean never crosses tau"),
-            }
-        )
-    return drawn
-
-
-def _by_tau(record: StageRecord, config: Config) -> dict[str, Any]:
-    from shardsieve.page.figures import draw_kept_by_tau
-
-    # Without a judged sample there is no fraction: NaN, which JSON turns into null.
-    points = [
-        (float(tau), float(kept))
-        for tau, kept in record.facts["kept_fraction_by_tau"].items()
-        if kept is not None and kept == kept
-    ]
-    if not points:
-        return {"tau_points": [], "tau_figure": "", "tau_words": ""}
-    (low, most), (high, least) = points[0], points[-1]
-    return {
-        "tau_points": points,
-        "tau_figure": draw_kept_by_tau(points, config.select.tau, "tau"),
-        "tau_words": f"{100 * most:.1f} % are kept at tau {low:g}, {100 * least:.1f} % at {high:g}",
-    }
-
-
-def _tuning(record: StageRecord | None) -> dict[str, Any] | None:
-    if record is None:
-        return None
-    from shardsieve.page.figures import draw_epochs
-
-    metrics = record.facts["metrics"]
-    validated = all("validation_accuracy" in row for row in metrics)
-    columns = {"training_loss": "Training loss (nats)", "kept": "Clean samples"}
-    if validated:
-        columns["validation_accuracy"] = "Validation accuracy"
-    # One epoch is a number, not a line.
-    figures = [
-        {
-            "title": title,
-            "svg": draw_epochs(
-                metrics, column, f"tune-{column}", share=column == "validation_accuracy"
-            ),
-            "words": f"Line: {title.lower()} by epoch, from {metrics[0][column]:.4g} "
-            f"to {metrics[-1][column]:.4g}",
-        }
-        for column, title in columns.items()
-        if len(metrics) > 1
-    ]
-    return {"metrics": metrics, "validated": validated, "figures": figures}
-
-
 def _stages(records: dict[str, StageRecord]) -> dict[str, Any]:
     slowest = max(records.values(), key=lambda record: record.seconds)
+    total = sum(record.seconds for record in records.values())
     rows = [
         {
             "stage": name,
@@ -267,8 +218,12 @@ def _stages(records: dict[str, StageRecord]) -> dict[str, Any]:
         }
         for name, record in records.items()
     ]
-    total = sum(record.seconds for record in records.values())
-    return {"rows": rows, "slowest": slowest.stage, "total": total}
+    return {
+        "rows": rows,
+        "slowest": slowest.stage,
+        "slowest_share": slowest.seconds / total if total else 0.0,
+        "total": total,
+    }
 
 
 def _settings(config: Config) -> str:

@@ -11,10 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardsieve.config import SelectConfig
+from shardsieve.data.decisions import (
+    NOTHING_DECIDED,
+    ReviewDecisions,
+    Reviewed,
+    apply_decisions,
+    with_final_label,
+)
 from shardsieve.data.features import FeatureStore
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
-from shardsieve.data.reason import Reason
+from shardsieve.data.reason import KEPT_REASONS, Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.subset import FILE, write_subset
@@ -42,6 +49,7 @@ def select(
     q: float,
     out: Path,
     backend: Backend,
+    decisions: ReviewDecisions = NOTHING_DECIDED,
 ) -> StageResult:
     """Turns losses into p_clean and keeps the samples with p_clean > tau.
 
@@ -54,6 +62,7 @@ def select(
         out: Folder that gets `scores.parquet` (a row per sample), `classes.parquet`, and
             `clean.idx`, by which the clean samples are read from the original shards.
         backend: Which kernels run.
+        decisions: What people decided; it overrules the recipe.
 
     Returns:
         Counts by reason; the kept fraction against tau; a note on every fallback.
@@ -77,13 +86,13 @@ def select(
     p_clean_N = np.full(len(index), np.nan)
     p_clean_N[rows] = selection.p_clean_N
     reason_N[rows[~(selection.p_clean_N > config.tau)]] = Reason.HIGH_LOSS
-    write_parquet(
-        out / "scores.parquet", scores_table(index, losses, p_clean_N, reason_N, detail_N)
-    )
-    write_subset(out / FILE, index, np.flatnonzero(reason_N == Reason.KEPT))
+    reviewed = apply_decisions(decisions, index, reason_N)
+    scores = scores_table(index, losses, p_clean_N, reason_N, detail_N)
+    write_parquet(out / "scores.parquet", with_final_label(scores, reviewed.final_label_N))
+    write_subset(out / FILE, index, np.flatnonzero(np.isin(reason_N, KEPT_REASONS)))
     classes = _classes_table(index.classes, label_R, reason_N[rows], selection)
     write_parquet(out / "classes.parquet", classes)
-    return _summary(index, reason_N, selection, classes, config)
+    return _summary(index, reason_N, selection, classes, config, reviewed)
 
 
 def _classes_table(
@@ -94,7 +103,8 @@ def _classes_table(
 ) -> pa.Table:
     n_classes = len(classes)
     fit = selection.fit
-    kept_K = np.bincount(label_R[reason_R == Reason.KEPT], minlength=n_classes)
+    kept_R = np.isin(reason_R, KEPT_REASONS)
+    kept_K = np.bincount(label_R[kept_R], minlength=n_classes)
     columns = {
         "label": np.arange(n_classes, dtype=np.int32),
         "name": pa.array(list(classes), pa.string()),
@@ -146,6 +156,7 @@ def _summary(
     selection: Selection,
     classes: pa.Table,
     config: SelectConfig,
+    reviewed: Reviewed,
 ) -> StageResult:
     counts = {"samples": len(index), "kept": 0, "removed": 0, "unreadable": 0}
     by_reason = {}
@@ -160,11 +171,13 @@ def _summary(
     wandering = int(np.count_nonzero(~selection.fit.converged_K & (selection.rule_K == BY_CLASS)))
     if wandering:
         notes.append(f"{wandering} class mixtures had not converged when their steps ran out")
+    notes += reviewed.notes
     judged = selection.p_clean_N
     return StageResult(
         counts=counts,
         facts={
             "by_reason": by_reason,
+            "decisions": reviewed.applied,
             "kept_fraction_by_tau": {f"{tau:.2f}": float(np.mean(judged > tau)) for tau in TAUS},
             "pooled_mixture": _pooled(selection),
             "within_1e-4_of_tau": int(np.count_nonzero(np.abs(judged - config.tau) < 1e-4)),

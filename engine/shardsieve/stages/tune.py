@@ -76,6 +76,7 @@ def tune(
     index: SampleIndex,
     usable_N: npt.NDArray[np.bool_],
     kept_N: npt.NDArray[np.bool_],
+    reviewed_N: npt.NDArray[np.bool_],
     head: Path,
     config: TuneConfig,
     *,
@@ -100,6 +101,7 @@ def tune(
         index: The samples; their images are read by offset from the original shards.
         usable_N: (N,) samples with a decodable image and a label.
         kept_N: (N,) samples that the selection kept.
+        reviewed_N: (N,) samples that people decided on; reselection leaves them as they are.
         head: The probe's `head.safetensors`.
         config: Epochs, optimiser, augmentation, reselection.
         embed_config: The backbone as it was embedded.
@@ -142,12 +144,14 @@ def tune(
     metrics: list[dict[str, Any]] = []
     notes: list[str] = []
     best, saved_epoch, images = -1.0, 0, 0
+    decided_N = kept_N[reviewed_N]
     for epoch in range(config.epochs):
         start = time.monotonic()
         if epoch and config.reselect == "epoch":
             losses_N = _losses(tuning, usable_N, backend)
             images += int(usable_N.sum())
             kept_N = _reselect(index, losses_N, select_config, q, backend)
+            kept_N[reviewed_N] = decided_N
             if not kept_N.any():
                 raise DataError(f"epoch {epoch + 1}: reselection left no clean sample")
         rows, per_class, absent = _draw(tuning, kept_N, epoch)

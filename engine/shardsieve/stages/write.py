@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from shardsieve.config import WriteConfig
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.location import ShardPath
-from shardsieve.data.reason import Reason
+from shardsieve.data.reason import REMOVED_REASONS
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import Decisions
 from shardsieve.data.table import write_text
@@ -64,14 +64,14 @@ def plan(index: SampleIndex, scores: Path, config: WriteConfig, seed: int) -> Pl
     decisions = Decisions.read(scores)
     clean_N = within_quota(
         decisions.kept_N,
-        index.label_N,
+        decisions.final_label_N,
         decisions.p_clean_N,
         cap=config.per_class_cap,
         balance=config.balance,
     )
     masks = {"clean": clean_N}
     if config.removed is not None:
-        masks["removed"] = decisions.reason_N == Reason.HIGH_LOSS
+        masks["removed"] = np.isin(decisions.reason_N, REMOVED_REASONS)
     sets = tuple(
         lay_out(
             name,

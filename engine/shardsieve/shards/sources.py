@@ -17,6 +17,8 @@ from shardsieve.data.features import shard_file
 from shardsieve.data.index import ShardRef
 from shardsieve.data.table import replace_file, write_json
 from shardsieve.errors import ShardError
+from shardsieve.shards.files import open_shard
+from shardsieve.shards.samples import stat_shard
 
 _FILE = "sources.json"
 
@@ -47,15 +49,15 @@ def hash_shard(ref: ShardRef) -> str:
         ShardError: It is gone, or is not the one that was indexed.
     """
     try:
-        with ref.path.open("rb") as file:
+        with os.fdopen(open_shard(ref.path), "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            now = os.fstat(file.fileno())
     except OSError as error:
         raise ShardError(
             f"{ref.path}: {error.strerror}. It was there when it was indexed; "
             "bring it back and run again"
         ) from error
-    if (now.st_size, now.st_mtime_ns) != (ref.size_bytes, ref.mtime_ns):
+    now = stat_shard(ref.path)
+    if (now.size_bytes, now.mtime_ns) != (ref.size_bytes, ref.mtime_ns):
         raise ShardError(f"{ref.path} changed since it was indexed; run again")
     return digest
 
