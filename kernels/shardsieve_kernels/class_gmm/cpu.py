@@ -28,7 +28,7 @@ def class_gmm(
     # f16 losses are exact in f32, and Numba has no f16 on a CPU.
     dtype = np.float64 if losses_N.dtype == np.float64 else np.float32
     losses_N = np.ascontiguousarray(losses_N, dtype=dtype)
-    labels_N = np.ascontiguousarray(labels_N)
+    labels_N = np.ascontiguousarray(labels_N, dtype=np.int32)
     starts_K = np.zeros(n_classes + 1, np.int64)
     _count(labels_N, starts_K[1:])
     np.cumsum(starts_K, out=starts_K)
@@ -43,12 +43,17 @@ def class_gmm(
     status_K = np.zeros(n_classes, np.uint8)
     # The largest class first and one class at a time: a slow one does not start last.
     turn_K = np.argsort(-np.diff(starts_K), kind="stable")
+    # Of the two types one is empty: the fit is then compiled for both at once.
+    none = grouped_N[:0]
+    both = (grouped_N, none.astype(np.float64))
+    if dtype == np.float64:
+        both = (none.astype(np.float32), grouped_N)
     with parallel_chunksize(1):
         _all_classes(
-            grouped_N, starts_K, turn_K, settings, min_samples,
+            *both, starts_K, turn_K, settings, min_samples,
             mixture_K6, scores_K3, n_iter_K, converged_K, status_K,
         )  # fmt: skip
-    del grouped_N
+    del grouped_N, both
     p_clean_N = np.empty(len(losses_N))
     _all_posteriors(losses_N, labels_N, _curves(mixture_K6, settings.monotone), p_clean_N)
     return GmmFit(
@@ -94,13 +99,13 @@ def _sort_groups(grouped_N: np.ndarray, starts_K: np.ndarray) -> None:
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _all_classes(  # type: ignore[no-untyped-def]
-    grouped_N, starts_K, turn_K, settings, min_samples,
+    singles_N, doubles_N, starts_K, turn_K, settings, min_samples,
     mixture_K6, scores_K3, n_iter_K, converged_K, status_K,
 ):  # fmt: skip
     for turn in prange(len(turn_K)):
         label = turn_K[turn]
         status_K[label], n_iter_K[label], converged_K[label] = _one_class(
-            grouped_N[starts_K[label] : starts_K[label + 1]],
+            _of_class(singles_N, doubles_N, starts_K[label], starts_K[label + 1]),
             settings,
             min_samples,
             mixture_K6[label],
@@ -108,21 +113,26 @@ def _all_classes(  # type: ignore[no-untyped-def]
         )
 
 
+@njit(nogil=True, cache=True)
+def _of_class(singles_N, doubles_N, start, stop):  # type: ignore[no-untyped-def]
+    if len(singles_N):
+        return singles_N[start:stop].astype(np.float64)
+    return doubles_N[start:stop].copy()
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
-def _one_class(x_N, settings, min_samples, mixture_6, scores_3):  # type: ignore[no-untyped-def]
-    """Fit the sorted losses of a class and write its rows, if it can be fitted."""
-    n = len(x_N)
+def _one_class(z_N, settings, min_samples, mixture_6, scores_3):  # type: ignore[no-untyped-def]
+    """Fit the sorted losses of a class, which it overwrites, and write its rows if it can."""
+    n = len(z_N)
     if n == 0:
         return ClassStatus.EMPTY.value, 0, False
     if n < min_samples:
         return ClassStatus.TOO_FEW.value, 0, False
-    first, last = np.float64(x_N[0]), np.float64(x_N[-1])
+    first, last = z_N[0], z_N[-1]
     extent = last - first
     if extent <= max(EQUAL_RANGE * max(abs(first), abs(last)), TINY_RANGE):
         return ClassStatus.EQUAL.value, 0, False
 
-    # Summed as float64 by one and the same code: how f32 losses are rounded must not show.
-    z_N = x_N.astype(np.float64)
     centre, scale = _centre_and_scale(z_N, extent)
     unit = scale if settings.standardise else 1.0
     deviation = scale / unit
