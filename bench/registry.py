@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 # Name -> what it measures. Each is a module of bench.runs.
 RUNS: dict[str, str] = {
     "index": "finding the samples of shards, beside tarfile; memory at one and four million",
+    "read": "samples by index from the original shards, beside webdataset's reader",
     "softmax_stats": "per-sample statistics of the logits, beside torch",
 }
 
