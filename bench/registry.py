@@ -11,6 +11,7 @@ RUNS: dict[str, str] = {
     "probe": "training the linear probe, beside scikit-learn and a PyTorch loop",
     "probe_step": "loss and gradient of linear heads, beside torch",
     "index": "finding the samples of shards, beside tarfile; memory at one and four million",
+    "read": "samples by index from the original shards, beside webdataset's reader",
     "softmax_stats": "per-sample statistics of the logits, beside torch",
     "write": "filtered shards, beside cp and webdataset's ShardWriter",
     "million": "the line after embedding at a million samples: seconds and memory per stage",

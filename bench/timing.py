@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -128,7 +129,19 @@ def in_bare_process(
 def _call_and_watch(call: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Cost, int]:
     outcome: list[Any] = []
     spent = cost(lambda: outcome.append(call(*arguments)))
-    return outcome[0], spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return outcome[0], spent, peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most resident memory that this process ever had.
+
+    Not getrusage's figure, which Linux hands on from the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _cpu_s() -> float:

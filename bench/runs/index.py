@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench.tars import write_shards
-from bench.timing import in_bare_process, interleaved
+from bench.timing import in_bare_process, interleaved, peak_memory_bytes
 from shardsieve.config import IndexConfig
 from shardsieve.data.index import SampleIndex
 from shardsieve.progress import Silent
@@ -126,7 +125,7 @@ def _index(shards: list[Path]) -> int:
 def peak_bytes(folder: str, n_shards: int) -> tuple[int, int]:
     """Returns how many samples were indexed, and the most memory that this process ever had."""
     n_samples = _index(sorted(Path(folder).glob("*.tar"))[:n_shards])
-    return n_samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return n_samples, peak_memory_bytes()
 
 
 def _count_with_tarfile(path: Path) -> int:

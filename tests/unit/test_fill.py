@@ -20,14 +20,19 @@ rows = st.tuples(texts, st.integers(-(2**63), 2**63 - 1), st.integers(0, 255), s
 
 def batch_of(rows):
     return pa.record_batch(
-        [pa.array(list(values), field.type) for values, field in zip(zip(*rows), SCHEMA)],
+        [
+            pa.array(list(values), field.type)
+            for values, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)
+        ],
         schema=SCHEMA,
     )
 
 
 def sizes(batches):
     return {
-        name: TextSize(*map(sum, zip(*(text_size(batch.column(name)) for batch in batches))))
+        name: TextSize(
+            *map(sum, zip(*(text_size(batch.column(name)) for batch in batches), strict=True))
+        )
         for name in ("key", "detail")
     }
 
@@ -67,7 +72,7 @@ def test_a_file_that_is_not_finished_does_not_appear(tmp_path):
 
 
 def test_too_much_text_is_refused(tmp_path):
-    with pytest.raises(DataError, match="column key are 2,147,483,648 bytes.*several runs"):
+    with pytest.raises(DataError, match=r"column key are 2,147,483,648 bytes.*several runs"):
         ColumnFile(tmp_path / "x", SCHEMA, 9, {"key": TextSize(2**31, 0)})
 
 

@@ -323,9 +323,9 @@ labels = st.none() | st.integers(-1, 4) | st.just("zebra") | st.just("")
 def test_no_sample_is_lost(tmp_path_factory, shards):
     folder = tmp_path_factory.mktemp("index")
     files, expected = [], []
-    for number, rows in enumerate(shards):
+    for number, drawn in enumerate(shards):
         members = []
-        for position, (key, label, image) in enumerate(rows):
+        for position, (key, label, image) in enumerate(drawn):
             # A text member makes a sample even of one without image and label.
             key = f"{number}{position}{key}"
             members.append((f"{key}.txt", b""))

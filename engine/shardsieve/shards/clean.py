@@ -5,6 +5,7 @@ Shapes: N samples, B blocks of them.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from shardsieve.data.location import ShardPath
 from shardsieve.data.record import content_key
 from shardsieve.data.subset import FILE, Subset
 from shardsieve.errors import ConfigError, ShardError, StaleArtefact
 from shardsieve.shards.files import ShardFiles
-from shardsieve.shards.samples import SampleBlock, scan_blocks, stat_shard
-from shardsieve.shards.tar import TarScan
+from shardsieve.shards.gather import gather
+from shardsieve.shards.grouping import extensions_of, keys_of, members_of
+from shardsieve.shards.samples import stat_shard
+from shardsieve_kernels.tar_scan import BLOCK, tar_scan
 
 # Bytes that are read at once; a sample that is larger is read alone.
 _READ = 4 * 1024 * 1024
@@ -172,49 +174,71 @@ class CleanSamples(IterableDataset[WebSample]):
         offset_B, size_B = self._subset.offset_N[rows], self._subset.size_N[rows]
         path = self._subset.shards[shard].path
         samples: list[WebSample] = []
-        for start, end in _pieces(offset_B, size_B):
-            data = self._files.read(shard, start, end - start)
-            at = start + np.concatenate(
-                [block.start_R for block in _blocks_of(data, path, samples)]
-                or [np.empty(0, np.int64)]
-            )
-            want = offset_B[(offset_B >= start) & (offset_B < end)]
-            if not np.array_equal(at, want):
+        for span in _spans(size_B):
+            ranges = _joined(offset_B[span], size_B[span])
+            data = b"".join(self._files.read(shard, low, high - low) for low, high in ranges)
+            try:
+                samples += _split(data, size_B[span], str(path))
+            except ValueError as error:
                 raise ShardError(
-                    f"{path} at byte {start:,}: other samples than were cleaned. "
+                    f"{path} from byte {ranges[0][0]:,}: other samples than were cleaned. "
                     "The shard changed; run `shardsieve clean` again"
-                )
+                ) from error
         return samples
 
 
-def _pieces(
+def _spans(size_N: npt.NDArray[np.int64]) -> list[slice]:
+    """Returns which samples are in memory together: some megabytes."""
+    cuts = np.flatnonzero(np.diff(np.cumsum(size_N) // _READ)) + 1
+    edges = [0, *cuts.tolist(), len(size_N)]
+    return [slice(low, high) for low, high in itertools.pairwise(edges)]
+
+
+def _joined(
     offset_N: npt.NDArray[np.int64], size_N: npt.NDArray[np.int64]
-) -> Iterator[tuple[int, int]]:
-    """Yields (start, end) of what is read at once: neighbours, up to some megabytes."""
+) -> list[tuple[int, int]]:
+    """Returns (start, end) of what is read at once: samples that touch."""
     end_N = offset_N + size_N
-    many_N = np.cumsum(size_N) // _READ
-    cuts = np.flatnonzero((offset_N[1:] != end_N[:-1]) | (many_N[1:] != many_N[:-1])) + 1
+    cuts = np.flatnonzero(offset_N[1:] != end_N[:-1]) + 1
     first = np.concatenate([[0], cuts])
     last = np.append(cuts, len(offset_N)) - 1
-    yield from zip(offset_N[first].tolist(), end_N[last].tolist(), strict=True)
+    return list(zip(offset_N[first].tolist(), end_N[last].tolist(), strict=True))
 
 
-def _blocks_of(data: bytes, path: ShardPath, samples: list[WebSample]) -> Iterator[SampleBlock]:
-    """Splits a range of a shard into samples, which are added to the list."""
-    url = str(path)
-    for block in scan_blocks(TarScan(data), path):
-        keys = block.key_R.to_pylist()
-        extensions = [block.extensions[code] for code in block.extension_M.tolist()]
-        starts = block.members.data_E[block.entry_M]
-        ends = (starts + block.members.size_E[block.entry_M]).tolist()
-        parts = list(zip(extensions, starts.tolist(), ends, strict=True))
-        first = block.first_R1.tolist()
-        for row, key in enumerate(keys):
-            sample: WebSample = {"__key__": key, "__url__": url}
-            for extension, low, high in parts[first[row] : first[row + 1]]:
-                sample[extension] = data[low:high]
-            samples.append(sample)
-        yield block
+def _split(data: bytes, size_N: npt.NDArray[np.int64], url: str) -> list[WebSample]:
+    """Splits samples that lie one behind the other, which is a tar as well.
+
+    Raises:
+        ValueError: There are other samples.
+    """
+    # A shard that was cut inside the padding of its last member ends off the grid.
+    data += bytes(-len(data) % BLOCK)
+    found = tar_scan(data, backend="cpu")
+    edge_N1 = np.concatenate([[0], np.cumsum(size_N)])
+    entry_M = members_of(found)
+    # By place and not by key: what lay between two samples of the same key may be gone.
+    first_N1 = np.searchsorted(found.start_E[entry_M], edge_N1)
+    first_N, starts = first_N1[:-1], found.start_E[entry_M]
+    whole = not len(found.gaps_G2) and found.cut_at < 0 and not found.ended
+    if not (whole and len(entry_M) and (np.diff(first_N1) > 0).all()):
+        raise ValueError("no whole samples")
+    if not np.array_equal(starts[first_N], edge_N1[:-1]):
+        raise ValueError("samples begin elsewhere")
+    first_entry_N = entry_M[first_N]
+    raw_N = gather(found.names_Q, found.name_at_E1[first_entry_N], found.key_size_E[first_entry_N])
+    keys = keys_of(raw_N, found.key_hash_E[first_entry_N])[0].to_pylist()
+    extension_M, extensions = extensions_of(found, entry_M)
+    names = [extensions[code] for code in extension_M.tolist()]
+    low_M = found.data_E[entry_M]
+    high_M = low_M + found.size_E[entry_M]
+    parts = list(zip(names, low_M.tolist(), high_M.tolist(), strict=True))
+    samples = []
+    for key, (first, last) in zip(keys, itertools.pairwise(first_N1.tolist()), strict=True):
+        sample: WebSample = {"__key__": key, "__url__": url}
+        for extension, low, high in parts[first:last]:
+            sample[extension] = data[low:high]
+        samples.append(sample)
+    return samples
 
 
 def _distributed() -> tuple[int, int]:

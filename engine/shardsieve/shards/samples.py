@@ -12,20 +12,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shardsieve.data.index import ShardRef
 from shardsieve.data.location import RemotePath, ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.errors import ShardError
-from shardsieve.shards.gather import as_text, gather
+from shardsieve.shards.gather import gather
+from shardsieve.shards.grouping import Rows, group_rows, hashed, keys_of, name_of
 from shardsieve.shards.tar import TarScan
 from shardsieve_kernels.tar_scan import (
-    KEYLESS,
-    REGULAR,
     ScanBackend,
     TarEntries,
-    name_hash,
     tar_scan,
 )
 
@@ -149,7 +146,7 @@ class SampleBlock:
         for member in range(int(self.first_R1[row]), int(self.first_R1[row + 1])):
             entry = int(self.entry_M[member])
             sample.members[self.extensions[self.extension_M[member]]] = Member(
-                _name(found, entry),
+                name_of(found, entry),
                 *(int(column[entry]) for column in found[:1] + found[2:5]),
             )
         return sample
@@ -173,7 +170,7 @@ def scan_blocks(
     start, most = 0, entries
     while start >= 0:
         found = tar_scan(scan.buffer, start=start, max_entries=most, backend=backend)
-        rows = _rows(found, len(scan.buffer))
+        rows = group_rows(found, len(scan.buffer))
         start, keep = found.resume_at, len(rows.start_R)
         if start >= 0 and keep and rows.first_R1[keep] > rows.first_R1[keep - 1]:
             # The last sample may go on in the next piece, so it is read once more, there.
@@ -202,79 +199,12 @@ def scan_samples(scan: TarScan, shard: ShardPath) -> Iterator[TarSample]:
             yield block.sample(row)
 
 
-class _Rows(NamedTuple):
-    """Where samples begin and end, before anything is known about their keys as text."""
-
-    start_R: npt.NDArray[np.int64]
-    end_R: npt.NDArray[np.int64]
-    first_R1: npt.NDArray[np.int64]
-    entry_M: npt.NDArray[np.int64]
-    extension_M: npt.NDArray[np.int32]
-    extensions: list[str]
-
-
-def _rows(found: TarEntries, total: int) -> _Rows:
-    is_member = (found.key_size_E != KEYLESS) & np.isin(found.kind_E, REGULAR)
-    entry_M = np.flatnonzero(is_member)
-    extension_M, extensions = _extensions(found, entry_M)
-    begins = _begins(found, entry_M, extension_M, len(extensions))
-    first_S = np.flatnonzero(begins)
-    last_S = np.append(first_S[1:], len(entry_M))[: len(first_S)] - 1
-    start_S, end_S = found.start_E[entry_M[first_S]], found.end_E[entry_M[last_S]]
-    start_R = np.concatenate([start_S, found.gaps_G2[:, 0]])
-    end_R = np.concatenate([np.minimum(end_S, total), found.gaps_G2[:, 1]])
-    n_members_R = np.concatenate([last_S - first_S + 1, np.zeros(len(found.gaps_G2), np.int64)])
-    order = np.argsort(start_R, kind="stable")
-    first_R1 = np.concatenate([[0], np.cumsum(n_members_R[order])])
-    return _Rows(start_R[order], end_R[order], first_R1, entry_M, extension_M, extensions)
-
-
-def _extensions(
-    found: TarEntries, entry_M: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int32], list[str]]:
-    at_M = found.name_at_E1[entry_M] + found.key_size_E[entry_M] + 1
-    raw_M = gather(found.names_Q, at_M, found.name_at_E1[entry_M + 1] - at_M).dictionary_encode()
-    words = [
-        raw.decode("utf-8", "backslashreplace").lower() for raw in raw_M.dictionary.to_pylist()
-    ]
-    extensions = list(dict.fromkeys(words))
-    code = np.array([extensions.index(word) for word in words], np.int32)
-    return code[raw_M.indices.to_numpy()], extensions
-
-
-def _begins(
-    found: TarEntries,
-    entry_M: npt.NDArray[np.int64],
-    extension_M: npt.NDArray[np.int32],
-    n_extensions: int,
-) -> npt.NDArray[np.bool_]:
-    """Returns which members begin a sample: another key, damage before it, or a repetition."""
-    begins = np.ones(len(entry_M), np.bool_)
-    keys = gather(found.names_Q, found.name_at_E1[entry_M], found.key_size_E[entry_M])
-    begins[1:] = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
-    if len(found.gaps_G2):
-        n_gaps_M = np.searchsorted(found.gaps_G2[:, 0], found.start_E[entry_M])
-        begins[1:] |= n_gaps_M[1:] != n_gaps_M[:-1]
-    run_M = np.cumsum(begins)
-    kinds_M = run_M * n_extensions + extension_M
-    if len(np.unique(kinds_M)) == len(kinds_M):
-        return begins
-    # A repeated extension can only be the next sample under the same key.
-    seen: set[int] = set()
-    for member, kind in enumerate(kinds_M.tolist()):
-        if begins[member] or kind in seen:
-            begins[member] = True
-            seen.clear()
-        seen.add(kind)
-    return begins
-
-
-def _block(found: TarEntries, rows: _Rows, keep: int, shard: ShardPath, total: int) -> SampleBlock:
+def _block(found: TarEntries, rows: Rows, keep: int, shard: ShardPath, total: int) -> SampleBlock:
     start_R, end_R, first_R1 = rows.start_R[:keep], rows.end_R[:keep], rows.first_R1[: keep + 1]
     filled = np.flatnonzero(np.diff(first_R1))
     first_entry_S = rows.entry_M[first_R1[filled]]
     raw_S = gather(found.names_Q, found.name_at_E1[first_entry_S], found.key_size_E[first_entry_S])
-    key_R, key_hash_R = _keys(raw_S, found.key_hash_E[first_entry_S])
+    key_R, key_hash_R = keys_of(raw_S, found.key_hash_E[first_entry_S])
     reason_R = np.full(keep, Reason.KEPT, np.uint8)
     detail: dict[int, str] = {}
     if len(filled) < keep:
@@ -283,7 +213,7 @@ def _block(found: TarEntries, rows: _Rows, keep: int, shard: ShardPath, total: i
         texts = [f"{shard.name}@{start}" for start in start_R.tolist()]
         for row, key in zip(filled.tolist(), key_R.to_pylist(), strict=True):
             texts[row] = key
-        key_R, key_hash_R = _hashed(texts)
+        key_R, key_hash_R = hashed(texts)
         for row in np.flatnonzero(reason_R == Reason.DAMAGED_TAR).tolist():
             start, end = int(start_R[row]), int(end_R[row])
             detail[row] = f"{end - start:,} bytes from {start:,} hold no valid tar header"
@@ -294,7 +224,7 @@ def _block(found: TarEntries, rows: _Rows, keep: int, shard: ShardPath, total: i
         entry, row = int(entry_M[cut[-1]]), keep - 1
         reason_R[row] = Reason.TRUNCATED
         detail[row] = (
-            f"the shard ends at byte {total:,}, inside {_name(found, entry)} "
+            f"the shard ends at byte {total:,}, inside {name_of(found, entry)} "
             f"({found.size_E[entry]:,} bytes from {found.data_E[entry]:,})"
         )
     return SampleBlock(
@@ -310,25 +240,6 @@ def _block(found: TarEntries, rows: _Rows, keep: int, shard: ShardPath, total: i
         found,
         entry_M,
     )
-
-
-def _keys(
-    raw_S: pa.BinaryArray, key_hash_S: npt.NDArray[np.uint64]
-) -> tuple[pa.StringArray, npt.NDArray[np.uint64]]:
-    key_S = as_text(raw_S)
-    if key_S is not None:
-        return key_S, key_hash_S
-    return _hashed([raw.decode("utf-8", "backslashreplace") for raw in raw_S.to_pylist()])
-
-
-def _hashed(texts: list[str]) -> tuple[pa.StringArray, npt.NDArray[np.uint64]]:
-    hashes = [name_hash(text.encode("utf-8", "backslashreplace")) for text in texts]
-    return pa.array(texts, pa.string()), np.array(hashes, np.uint64)
-
-
-def _name(found: TarEntries, entry: int) -> str:
-    low, high = found.name_at_E1[entry], found.name_at_E1[entry + 1]
-    return found.names_Q[low:high].tobytes().decode("utf-8", "backslashreplace")
 
 
 def _image_rank(extension: str, extensions: Sequence[str]) -> int:
