@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
         help="kernel backends that must run here, as cpu,gpu: a missing one fails its tests",
     )
+    parser.addoption(
+        "--soak", action="store_true", help="twenty rounds of the kill test instead of five"
+    )
 
 
 @pytest.fixture(scope="session")
