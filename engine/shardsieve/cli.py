@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shardsieve.cli_import import add_to as add_import
 from shardsieve.errors import ShardsieveError
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ _stage_command("select", "Fit the mixtures and decide which samples are kept.")
 _stage_command("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("write", "Write the filtered shards, bytes unchanged.")
 _stage_command("report", "Write the page to look at.")
+add_import(app)
 
 
 @app.command()
