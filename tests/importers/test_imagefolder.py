@@ -37,12 +37,13 @@ def test_every_image_with_its_label_and_bytes(tmp_path, run_import):
     assert got.outcome.per_class == (3, 4)
 
 
-def test_shardsieve_reads_the_shards(tmp_path, run_import, settings):
+def test_shardsieve_reads_the_shards(tmp_path, run_import):
+    from shardsieve.config import load_config
     from shardsieve.pipeline import run_stages
 
     folders(tmp_path / "SRC", "cat", "dog")
     got = run_import("imagefolder", tmp_path / "SRC")
-    config = settings(index__classes=tmp_path / "OUT" / "classes.txt")
+    config = load_config(values={"index.classes": tmp_path / "OUT" / "classes.txt"})
     run = run_stages(["index"], tmp_path / "RUN", config, [str(tmp_path / "OUT")])
     assert run.index.classes == ("cat", "dog")
     assert run.index.table.column("key").to_pylist() == got.keys

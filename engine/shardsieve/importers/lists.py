@@ -126,3 +126,10 @@ def refuse_mostly_absent(base: Path, sources: pa.ChunkedArray, layout: str, expe
             f"there, such as {base / absent[0]}"
         )
         raise wrong_layout(base, layout, found, expected)
+
+
+def published_count(found: int, published: int, what: str) -> tuple[str, ...]:
+    """Returns a note when a list is not as long as its authors say."""
+    if found == published:
+        return ()
+    return (f"{what} has {found:,} entries; {published:,} were published",)
