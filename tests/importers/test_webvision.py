@@ -93,7 +93,7 @@ def test_wrong_layout_is_named(miniature, run_import):
     with pytest.raises(DataError, match=r"no folder google, train/google, google_resized_256/goog"):
         run_import("webvision-mini", root)
     (root / "info" / "synsets.txt").write_text("\n".join(synsets[:50]))
-    with pytest.raises(LabelError, match="50 synsets, WebVision 1.0 has 1000"):
+    with pytest.raises(LabelError, match=r"50 synsets, WebVision 1.0 has 1000"):
         run_import("webvision-mini", root)
     with pytest.raises(DataError, match="there is no such folder"):
         run_import("webvision", root / "nowhere")
