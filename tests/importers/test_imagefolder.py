@@ -109,7 +109,7 @@ def test_folders_numbered_from_one_are_named_so(tmp_path, run_import):
     got = run_import("imagefolder", tmp_path / "SRC")
     assert got.labels["1/0.jpg"] == 0
     assert got.classes == ["class-1", "class-2", "class-3"]
-    assert any("folder 1 is class 0" in note for note in got.outcome.notes)
+    assert any("1 is class 0, named class-1" in note for note in got.outcome.notes)
 
 
 def test_copies_are_counted(tmp_path, run_import):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -73,11 +72,11 @@ def test_killed_and_run_again(tmp_path, source):
         "import sys, time\n"
         "from shardsieve.importers import run, writing\n"
         "from shardsieve.importers.files import FileReader\n"
-        "read = FileReader._read\n"
+        "read = FileReader.read\n"
         "def slow(self, source):\n"
         "    time.sleep(0.05)\n"
         "    return read(self, source)\n"
-        "FileReader._read = slow\n"
+        "FileReader.read = slow\n"
         "run.import_shards('imagefolder', sys.argv[1], sys.argv[2], per_shard=2, workers=1)\n"
     )
     out = tmp_path / "OUT"
@@ -165,25 +164,25 @@ def test_options_that_mean_nothing_are_refused(tmp_path, source, run_import):
 
 
 def test_command_line(tmp_path, source):
+    from typer.testing import CliRunner
+
+    from shardsieve.cli import app
+
     def call(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "shardsieve", "import", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=os.environ,
-        )
+        return CliRunner().invoke(app, ["import", *map(str, arguments)])
 
     done = call("imagefolder", source, "-o", tmp_path / "OUT", "--per-shard", "5")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "18 in 4 shards, 2 classes" in done.stdout
     assert f"shardsieve clean {tmp_path / 'OUT'} --classes" in done.stdout
     again = call("imagefolder", source, "-o", tmp_path / "OUT", "--per-shard", "5", "--json")
     assert json.loads(again.stdout)["per_class"] == [9, 9]
     assert "4 of 4 shards were finished by an earlier call" in again.stderr
     wrong = call("clothing1m", source, "-o", tmp_path / "ELSE")
-    assert wrong.returncode == 3
+    assert wrong.exit_code == 3
     assert wrong.stderr.startswith("shardsieve: ")
     assert len(wrong.stderr.splitlines()) == 1
+    assert not wrong.stdout
 
 
 def test_help_names_every_layout():

@@ -191,7 +191,7 @@ class _ArraysOnly(pickle.Unpickler):
         """
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
+            from numpy._core.multiarray import _reconstruct
 
             return _reconstruct
         allowed = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}

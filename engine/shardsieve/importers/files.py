@@ -70,9 +70,10 @@ class FileReader:
     def images(self, rows: pa.Table) -> Iterator[Picture | Refused]:
         """Yields the files' bytes."""
         for source in rows.column("source").to_pylist():
-            yield self._read(source)
+            yield self.read(source)
 
-    def _read(self, source: str) -> Picture | Refused:
+    def read(self, source: str) -> Picture | Refused:
+        """Reads one file below the folder, or at an absolute path."""
         # Not pathlib: it costs more than opening a small file that is cached.
         path = os.path.join(self._base, source)  # noqa: PTH118
         try:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from shardsieve.errors import DataError
+from shardsieve.importers.columns import name_classes
 from shardsieve.importers.files import FileReader
 from shardsieve.importers.layouts import Options
 from shardsieve.importers.lists import need_folder, wrong_layout
@@ -44,7 +45,7 @@ def plan(kind: str, source: Path, options: Options) -> Plan:
             f"its folders are {', '.join(folders)}, which are splits, not classes",
             f"--split {folders[0]}, or that folder as the source",
         )
-    folders, classes, notes = _order(folders)
+    folders, classes, notes = _order(folders, base)
     problems = [problem_table(loose, Problem.NO_LABEL, "lies in no class folder")]
     sources: list[pa.Array] = []
     counts = []
@@ -62,7 +63,8 @@ def plan(kind: str, source: Path, options: Options) -> Plan:
 
 
 def _list_root(base: Path) -> tuple[list[str], list[str]]:
-    folders, loose = [], []
+    folders: list[str] = []
+    loose: list[str] = []
     for entry in os.scandir(base):
         if entry.name.startswith("."):
             continue
@@ -70,27 +72,20 @@ def _list_root(base: Path) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(loose)
 
 
-def _order(folders: list[str]) -> tuple[list[str], tuple[str, ...], tuple[str, ...]]:
+def _order(folders: list[str], base: Path) -> tuple[list[str], tuple[str, ...], tuple[str, ...]]:
     """Returns the folders by label, the names of the classes, and what to say about them."""
     numbers = [int(name) if name.isascii() and name.isdigit() else -1 for name in folders]
     if sorted(numbers) == list(range(len(folders))):
         folders = sorted(folders, key=int)
         return folders, tuple(str(label) for label in range(len(folders))), ()
-    if max(numbers) < 0:
-        return folders, tuple(folders), ()
-    # A class that is called by a number other than its own could be read either way.
-    example = next(name for name, number in zip(folders, numbers, strict=True) if number >= 0)
-    note = (
-        "folders are called by numbers that are not 0 to K - 1, and labels are: "
-        f"folder {example} is class {folders.index(example)}, named class-{example}"
-    )
-    names = [f"class-{n}" if k >= 0 else n for n, k in zip(folders, numbers, strict=True)]
-    return folders, tuple(names), (note,)
+    names, notes = name_classes(folders, base)
+    return folders, names, notes
 
 
 def _walk(base: Path, folder: str) -> tuple[list[str], list[str]]:
     """Returns images and other files of a class, as sorted paths below `base`."""
-    images, others = [], []
+    images: list[str] = []
+    others: list[str] = []
     seen: set[str] = set()
     for place, below, files in os.walk(base / folder, followlinks=True, onerror=_stop):
         real = os.path.realpath(place)

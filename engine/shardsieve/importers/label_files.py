@@ -52,7 +52,7 @@ def _load_pt(file: Path) -> Any:
     import pickle
 
     import torch
-    from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
+    from numpy._core.multiarray import _reconstruct
 
     # The authors' files hold NumPy arrays, pickled under NumPy 1's names.
     arrays: list[Any] = [

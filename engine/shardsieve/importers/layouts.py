@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -42,24 +42,31 @@ class Layout:
         about: One line for the help.
         splits: Allowed values of `split`, the first is the default; empty: whatever the source has.
         takes: The options that it understands.
+        shuffles: Whether images can be read in any order.
     """
 
     module: str
     about: str
     splits: tuple[str, ...] = ()
     takes: tuple[str, ...] = ("split",)
+    shuffles: bool = True
 
 
 _COLUMNS = ("image_column", "label_column", "classes", "first_label")
 
 LAYOUTS: dict[str, Layout] = {
     "imagefolder": Layout("imagefolder", "a folder of images per class"),
-    "table": Layout("listing", "CSV, TSV or JSONL of image paths and labels", takes=_COLUMNS),
-    "parquet": Layout("parquet", "parquet files with image bytes and labels", takes=_COLUMNS),
+    "table": Layout(
+        "listing", "CSV, TSV, JSONL or parquet of image paths and labels", takes=_COLUMNS
+    ),
+    "parquet": Layout(
+        "parquet", "parquet files with image bytes and labels", takes=_COLUMNS, shuffles=False
+    ),
     "huggingface": Layout(
         "huggingface",
         "a `datasets` folder: save_to_disk, or a clone of the hub's parquet",
         takes=("split", "image_column", "label_column"),
+        shuffles=False,
     ),
     "cifar10": Layout(
         "cifar",
@@ -121,10 +128,6 @@ def make_plan(kind: str, source: Path, options: Options) -> tuple[Plan, str]:
         if split not in layout.splits:
             raise ConfigError(f"--split {split}: {kind} has {', '.join(layout.splits)}")
     plan: Plan = import_module(f"shardsieve.importers.{layout.module}").plan(
-        kind, source, Options(**{**_values(options), "split": split})
+        kind, source, replace(options, split=split)
     )
     return plan, split or "data"
-
-
-def _values(options: Options) -> dict[str, object]:
-    return {field.name: getattr(options, field.name) for field in fields(options)}

@@ -29,7 +29,7 @@ import pyarrow as pa
 from shardsieve.data.record import content_key
 from shardsieve.data.table import read_ipc, write_json
 from shardsieve.errors import ConfigError, DataError
-from shardsieve.importers.layouts import Options, make_plan
+from shardsieve.importers.layouts import LAYOUTS, Options, make_plan
 from shardsieve.importers.outcome import Outcome, write_tables
 from shardsieve.importers.plan import Plan
 from shardsieve.importers.writing import write_part, write_shard
@@ -109,6 +109,8 @@ def import_shards(
     """
     if per_shard < 1 or not 0 <= max_bad_fraction <= 1:
         raise ConfigError("--per-shard must be at least 1, --max-bad-fraction between 0 and 1")
+    if shuffle is not None and kind in LAYOUTS and not LAYOUTS[kind].shuffles:
+        raise ConfigError(f"--shuffle: {kind} is read in its own order; shuffle when training")
     progress = progress or Silent()
     out = Path(out)
     plan, split = make_plan(kind, Path(source), options or Options())
