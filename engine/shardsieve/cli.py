@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardsieve.cli_import import add_to as add_import
+from shardsieve.cli_setup import add_to as add_setup
 from shardsieve.errors import ShardsieveError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="shardsieve",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Finds the wrong labels in WebDataset shards and writes the clean samples back.",
@@ -34,7 +34,8 @@ Shards = Annotated[
 RunPath = Annotated[Path, typer.Argument(help="The run directory.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run directory; made if missing.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file; `shardsieve init` prints one.")
+    Path | None,
+    typer.Option("--config", "-c", help="TOML file (see `init`), or preset:NAME (see `presets`)."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -152,6 +153,7 @@ _stage_command("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("write", "Write the filtered shards, bytes unchanged.")
 _stage_command("report", "Write the page to look at.")
 add_import(app)
+add_setup(app)
 
 
 @app.command()
