@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from shardsieve_kernels.softmax_stats import softmax_stats
 
 # Logits in memory at a time, over all heads.
 _LOGITS_AT_ONCE = 16_000_000
+# Multiplications in a step, about a tenth of a millisecond of one core.
+_WORTH_A_THREAD = 2_000_000
 
 
 class ArrayFeatures:
@@ -40,6 +43,22 @@ class ArrayFeatures:
         for start in range(0, len(rows), size):
             piece = rows[start : start + size]
             yield piece, self.take(piece)
+
+
+@contextmanager
+def _few_threads(multiplications: int) -> Iterator[None]:
+    """Keeps small steps to one thread: on a busy machine waking another takes longer than a step.
+
+    Numba sets the number of threads of the OpenMP library that torch shares, whatever torch or the
+    environment said.
+    """
+    before = torch.get_num_threads()
+    if multiplications < _WORTH_A_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def probe_arrays(
@@ -78,17 +97,18 @@ def probe_arrays(
         shuffled = np.random.default_rng([seed, 1]).permutation(rows)
         fold_N[shuffled] = rows % config.folds
     held_out_HN = np.stack([fold_N == fold for fold in (-2, *range(config.folds))])
-    heads, curve = train_heads(
-        features,
-        rows,
-        label_N,
-        n_classes,
-        held_out_HN,
-        config,
-        seed=seed,
-        device=device,
-        advance=lambda amount: None,
-    )
+    with _few_threads(config.batch_size * features.dim * n_classes * len(held_out_HN)):
+        heads, curve = train_heads(
+            features,
+            rows,
+            label_N,
+            n_classes,
+            held_out_HN,
+            config,
+            seed=seed,
+            device=device,
+            advance=lambda amount: None,
+        )
     if not (np.isfinite(curve).all() and torch.isfinite(heads.weight_HDK).all()):
         raise DataError(
             f"the probe's training diverged; scale the features or lower lr {config.lr}"
