@@ -71,15 +71,14 @@ def test_estimator_and_function_agree(noisy):
     assert np.array_equal(again.p_clean_, same.p_clean_)
 
 
-def test_folds_judge_labels_that_were_not_seen(noisy):
-    """With as many features as samples the probe learns every label by heart."""
-    _, given, true = noisy
-    features = np.random.default_rng(0).normal(size=(600, 300)) + 2 * np.eye(3)[true].repeat(100, 1)
-    # No scaling by the noise: only memory differs between the two.
-    seen = clean_labels(given, features=features, epochs=40)
-    held_out = clean_labels(given, features=features, epochs=40, folds=5)
-    right = given == true
-    assert roc_auc_score(right, held_out.p_clean) > roc_auc_score(right, seen.p_clean)
+def test_folds_judge_labels_that_were_not_seen():
+    """On features that say nothing, a label can only be known by heart."""
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(150, 200)), rng.integers(3, size=150)
+    seen = clean_labels(labels, features=features)
+    held_out = clean_labels(labels, features=features, folds=3)
+    assert np.mean(seen.suggested_labels == labels) > 0.8
+    assert np.mean(held_out.suggested_labels == labels) < 0.5
 
 
 def test_small_classes_say_how_they_were_judged(noisy):
