@@ -19,16 +19,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardsieve.config import Config, load_config
     from shardsieve.data.manifest import Manifest
+    from shardsieve.estimator import CleanLabels, NoisyLabelFilter, clean_labels
+    from shardsieve.importers.run import import_shards
     from shardsieve.pipeline import clean
     from shardsieve.run import Run, open_run
     from shardsieve.shards.clean import open_clean
 
-__all__ = ["Config", "Manifest", "Run", "clean", "load_config", "open_clean", "open_run"]
+__all__ = [
+    "CleanLabels",
+    "Config",
+    "Manifest",
+    "NoisyLabelFilter",
+    "Run",
+    "clean",
+    "clean_labels",
+    "import_shards",
+    "load_config",
+    "open_clean",
+    "open_run",
+]
 
 _HOMES = {
     "Config": "shardsieve.config",
     "load_config": "shardsieve.config",
     "Manifest": "shardsieve.data.manifest",
+    "CleanLabels": "shardsieve.estimator",
+    "NoisyLabelFilter": "shardsieve.estimator",
+    "clean_labels": "shardsieve.estimator",
+    "import_shards": "shardsieve.importers.run",
     "Run": "shardsieve.run",
     "clean": "shardsieve.pipeline",
     "open_clean": "shardsieve.shards.clean",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardsieve import cli_review, cli_run
+from shardsieve import cli_import, cli_review, cli_run, cli_setup
 from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="shardsieve",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Finds the wrong labels in WebDataset shards and writes the clean samples back.",
@@ -34,7 +33,8 @@ Shards = Annotated[
 RunPath = Annotated[Path, typer.Argument(help="The run directory.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run directory; made if missing.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file; `shardsieve init` prints one.")
+    Path | None,
+    typer.Option("--config", "-c", help="TOML file (see `init`), or preset:NAME (see `presets`)."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -152,6 +152,8 @@ _stage_command("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("report", "Write the page to look at.")
 cli_run.add_to(app)
 cli_review.add_to(app)
+cli_import.add_to(app)
+cli_setup.add_to(app)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardsieve.errors import ConfigError
+from shardsieve.presets import PREFIX, read_preset
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -229,7 +230,7 @@ def load_config(
     """Merges defaults, a TOML file, explicit values and `section.key=value` overrides.
 
     Args:
-        file: TOML file with the sections of `Config`.
+        file: TOML file with the sections of `Config`, or `preset:NAME`.
         overrides: Assignments such as `probe.q=0.5`; the right side is read as TOML, or taken as
             text when it is no TOML value.
         values: Dotted names to Python values, between the file and the overrides.
@@ -291,6 +292,8 @@ def _toml(name: str, value: Any) -> str:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
+    if str(file).startswith(PREFIX):
+        return read_preset(str(file).removeprefix(PREFIX))
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
