@@ -110,7 +110,7 @@ def test_added_variance_is_that_of_sklearn_on_losses_scaled_to_0_1(any_backend):
 
 @pytest.mark.slow
 def test_no_decision_differs_on_a_million_samples(backend):
-    losses_N, labels_N = gmm_inputs(GmmCase("million", web_sizes(1000, 1005.0)))
+    losses_N, labels_N = gmm_inputs(GmmCase("million", web_sizes(1000, 1050.0)))
     assert len(losses_N) > 1_000_000
     fit = class_gmm(losses_N, labels_N, 1000, preset="sklearn-compatible", backend=backend)
     assert (fit.status_K == ClassStatus.FITTED).all()
