@@ -71,12 +71,12 @@ class ProbeConfig(Section):
     """Generalized cross entropy (TURN), or plain cross entropy."""
     q: float = Field(0.7, gt=0, le=1)
     """The q of generalized cross entropy: near 0 it is cross entropy, 1 is mean absolute error."""
+    epochs: int = Field(20, ge=1)
+    """`minibatch`: passes over the features. `mm`: rounds at most, of five passes each."""
     solver: Literal["minibatch", "mm", "ridge"] = "minibatch"
     """`minibatch`: AdamW (TURN). `mm`: rounds of reweighted cross entropy that minimise the loss
     with no seed, step size or batch size. `ridge`: least squares in closed form, a preview: it does
     not look at `loss` and `q`."""
-    epochs: int = Field(20, ge=1)
-    """`minibatch`: passes over the features. `mm`: rounds at most, of five passes each."""
     batch_size: int = Field(512, ge=1)
     """`minibatch`: samples in one step."""
     lr: float = Field(1e-3, gt=0)
