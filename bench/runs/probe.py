@@ -73,7 +73,7 @@ def describe(result: dict[str, Any]) -> str:
         )
     lines += [
         f"  16 heads at {name}: {one['ratio']:.2f} times the cost of one "
-        f"({one['cpu_s'][16]:.2f} against {one['cpu_s'][1]:.2f})"
+        f"({one['cpu_s']['16']:.2f} against {one['cpu_s']['1']:.2f})"
         for name, one in result["sixteen"].items()
     ]
     return "\n".join(lines)
@@ -293,6 +293,6 @@ def _sixteen(n_train: int, n_classes: int) -> dict[str, Any]:
     return {
         "samples": n_train,
         "classes": n_classes,
-        "cpu_s": {n_heads: round(value, 4) for n_heads, value in medians.items()},
+        "cpu_s": {str(n_heads): round(value, 4) for n_heads, value in medians.items()},
         "ratio": round(medians[16] / medians[1], 2),
     }

@@ -72,20 +72,22 @@ class ProbeConfig(Section):
     """Generalized cross entropy (TURN), or plain cross entropy."""
     q: float = Field(0.7, gt=0, le=1)
     """The q of generalized cross entropy: near 0 it is cross entropy, 1 is mean absolute error."""
+    epochs: int = Field(20, ge=1)
+    """`minibatch`: passes over the features. `mm`: rounds at most, of five passes each."""
     solver: Literal["minibatch", "mm", "ridge"] = "minibatch"
     """`minibatch`: AdamW (TURN). `mm`: rounds of reweighted cross entropy that minimise the loss
     with no seed, step size or batch size. `ridge`: least squares in closed form, a preview: it does
     not look at `loss` and `q`."""
-    epochs: int = Field(20, ge=1)
-    """`minibatch`: passes over the features. `mm`: rounds at most, of five passes each."""
     batch_size: int = Field(512, ge=1)
     """`minibatch`: samples in one step."""
     lr: float = Field(1e-3, gt=0)
     """`minibatch`: peak learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = Field(1e-2, ge=0)
     """`minibatch`: decoupled weight decay of AdamW."""
-    l2: float = Field(1e-2, ge=0)
-    """`mm`: penalty l2 / 2 |weights|^2 beside the mean loss of a sample."""
+    l2: float = Field(3e-3, ge=0)
+    """`mm`: penalty l2 / 2 |weights|^2 beside the mean loss of a sample. It stands in for stopping
+    early: too small and wrong labels are learned by heart, too large and the weights go to zero,
+    sooner the more classes there are."""
     normalise: Literal["standardise", "l2", "none"] = "standardise"
     """Features: zero mean and unit variance each, unit length per sample, or as they are."""
     folds: int = Field(0, ge=0, le=100)
