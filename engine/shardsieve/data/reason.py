@@ -25,6 +25,7 @@ class Reason(IntEnum):
     TRUNCATED = 14
     DAMAGED_TAR = 15
     NOT_FINITE = 16
+    UNSAFE_NAME = 17
 
     @property
     def word(self) -> str:
@@ -54,5 +55,6 @@ EXPLANATIONS: dict[Reason, str] = {
     Reason.UNDECODABLE: "the image cannot be decoded",
     Reason.TRUNCATED: "the shard ends inside this sample",
     Reason.DAMAGED_TAR: "no valid tar header here; what follows was found again further on",
+    Reason.UNSAFE_NAME: "its name leads out of the folder that the shard is unpacked in",
     Reason.NOT_FINITE: "the features are not finite numbers",
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shardsieve.data.index import ShardRef
 from shardsieve.data.location import ShardPath
@@ -37,6 +38,8 @@ from shardsieve_kernels.tar_scan import ScanBackend
 # Raised when a shard gives other rows than before.
 _VERSION = 1
 _BATCH = 50_000
+# Names that would be written elsewhere than in the folder of whoever unpacks the shard.
+_LEADS_OUT = r"(^|/)\.\.(/|$)|^/"
 
 ROWS = pa.schema(
     [
@@ -154,6 +157,10 @@ class RowReader:
                 f"no part ending in .{'/.'.join(self.image)} "
                 f"(has: {', '.join(block.sample(row).members)})"
             )
+        unsafe_R = pc.match_substring_regex(block.key_R, _LEADS_OUT).to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero((reason_R == Reason.KEPT) & unsafe_R).tolist():
+            reason_R[row] = Reason.UNSAFE_NAME
+            details[row] = "an absolute path, or one with .. in it: whoever unpacks it writes there"
         columns = [
             block.key_R,
             block.key_hash_R,
