@@ -224,9 +224,12 @@ def _split(data: bytes, size_N: npt.NDArray[np.int64], url: str) -> list[WebSamp
         raise ValueError("no whole samples")
     if not np.array_equal(starts[first_N], edge_N1[:-1]):
         raise ValueError("samples begin elsewhere")
+    key_hash_M = found.key_hash_E[entry_M]
+    if not np.array_equal(key_hash_M, np.repeat(key_hash_M[first_N], np.diff(first_N1))):
+        raise ValueError("members of other samples")
     first_entry_N = entry_M[first_N]
     raw_N = gather(found.names_Q, found.name_at_E1[first_entry_N], found.key_size_E[first_entry_N])
-    keys = keys_of(raw_N, found.key_hash_E[first_entry_N])[0].to_pylist()
+    keys = keys_of(raw_N, key_hash_M[first_N])[0].to_pylist()
     extension_M, extensions = extensions_of(found, entry_M)
     names = [extensions[code] for code in extension_M.tolist()]
     low_M = found.data_E[entry_M]

@@ -74,12 +74,8 @@ def embed(
     bad = sum(_count_bad(out, shard) for shard, finished in enumerate(there) if finished)
     _refuse_mostly_bad(bad, n_images, max_bad_fraction, [])
     plan = [_batches(index.rows_of(shard), has_image_N, config.batch_size) for shard in todo]
-    decoded = stream(
-        _images(index, backbone),
-        [batch for batches in plan for batch in batches],
-        workers=workers,
-        device=device,
-    )
+    every_batch = [batch for batches in plan for batch in batches]
+    decoded = stream(_images(index, backbone), every_batch, workers=workers, device=device)
     with (
         progress.track("embed", len(index), "images", finished) as advance,
         ThreadPoolExecutor(1) as pool,
@@ -102,13 +98,12 @@ def embed(
             store.write(out, shard)
             # Its bytes are in memory still.
             hashes[shard] = pool.submit(hash_shard, shards[shard])
-        for shard in range(len(shards)):
-            if shard not in known and shard not in hashes:
-                hashes[shard] = pool.submit(hash_shard, shards[shard])
-        known |= {shard: future.result() for shard, future in hashes.items()}
-    write_sources(out, made_with, shards, [known[shard] for shard in range(len(shards))])
-    counts = _count(out, len(shards))
-    facts = _facts(backbone, precision)
+        written = [
+            known.get(shard) or (hashes.get(shard) or pool.submit(hash_shard, ref)).result()
+            for shard, ref in enumerate(shards)
+        ]
+    write_sources(out, made_with, shards, written)
+    counts, facts = _count(out, len(shards)), _facts(backbone, precision)
     return StageResult(counts=counts, facts=facts, notes=_notes(finished, n_known), images=done)
 
 
