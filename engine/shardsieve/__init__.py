@@ -17,9 +17,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardsieve.arrays import CleanLabels, clean_labels
     from shardsieve.config import Config, load_config
     from shardsieve.data.manifest import Manifest
-    from shardsieve.estimator import CleanLabels, NoisyLabelFilter, clean_labels
+    from shardsieve.estimator import NoisyLabelFilter
     from shardsieve.importers.run import import_shards
     from shardsieve.pipeline import clean
     from shardsieve.run import Run, open_run
@@ -43,9 +44,9 @@ _HOMES = {
     "Config": "shardsieve.config",
     "load_config": "shardsieve.config",
     "Manifest": "shardsieve.data.manifest",
-    "CleanLabels": "shardsieve.estimator",
+    "CleanLabels": "shardsieve.arrays",
     "NoisyLabelFilter": "shardsieve.estimator",
-    "clean_labels": "shardsieve.estimator",
+    "clean_labels": "shardsieve.arrays",
     "import_shards": "shardsieve.importers.run",
     "Run": "shardsieve.run",
     "clean": "shardsieve.pipeline",

@@ -100,18 +100,14 @@ def _decoders() -> list[Finding]:
     from PIL import features
 
     names = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF"}
-    return [
-        Finding(f"{label} decoder", bool(features.check(name)), "Pillow", needed=label == "JPEG")
-        if features.check(name)
-        else Finding(
-            f"{label} decoder",
-            False,
-            "this Pillow was built without it",
-            f"{_INSTALL} --force-reinstall --only-binary :all: pillow",
-            needed=label in ("JPEG", "PNG"),
-        )
-        for name, label in names.items()
-    ]
+    findings = []
+    for name, label in names.items():
+        works = bool(features.check(name))
+        detail = "Pillow" if works else "this Pillow was built without it"
+        remedy = "" if works else f"{_INSTALL} --force-reinstall --only-binary :all: pillow"
+        needed = label in ("JPEG", "PNG")
+        findings.append(Finding(f"{label} decoder", works, detail, remedy, needed))
+    return findings
 
 
 def _hub() -> Finding:

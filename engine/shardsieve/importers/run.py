@@ -116,7 +116,8 @@ def import_shards(
     plan, split = make_plan(kind, Path(source), options or Options())
     if not plan.rows.num_rows:
         raise DataError(f"{source}: no image with a label in it. {_examples(plan.problems)}")
-    prefix = re.sub(r"[^A-Za-z0-9_-]", "_", split)
+    # Keys are short and plain, and have no dot: WebDataset ends them at the first.
+    prefix = re.sub(r"[^A-Za-z0-9_-]", "_", split)[:60]
     order_N = np.arange(plan.rows.num_rows, dtype=np.int64)
     if shuffle is not None:
         order_N = np.random.default_rng(shuffle).permutation(order_N)

@@ -22,7 +22,7 @@ _WORTH_A_THREAD = 2_000_000
 
 
 def probe_arrays(
-    features_ND: npt.NDArray[np.floating[Any]],
+    features_ND: npt.NDArray[Any],
     label_N: npt.NDArray[np.int32],
     n_classes: int,
     config: ProbeConfig,
@@ -34,7 +34,7 @@ def probe_arrays(
     """Trains the probe and scores every sample, as the stage `probe` does.
 
     Args:
-        features_ND: (N, D) finite.
+        features_ND: (N, D) finite numbers.
         label_N: (N,) in [0, K).
         n_classes: K.
         config: Solver, loss, epochs, scaling, folds.
@@ -48,6 +48,8 @@ def probe_arrays(
     Raises:
         DataError: Training diverged, or there are more folds than samples.
     """
+    if features_ND.dtype.kind != "f":
+        features_ND = features_ND.astype(np.float32)
     n_samples, dim = features_ND.shape
     rows = np.arange(n_samples, dtype=np.int64)
     fold_N = draw_folds(rows, n_samples, config.folds, seed)
