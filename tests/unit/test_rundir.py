@@ -1,5 +1,6 @@
 """The run directory: results appear whole, interrupted work goes on, one process writes."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -53,7 +54,9 @@ def test_work_gets_its_name_when_it_is_whole(run, stage, folder):
     run.commit(record_of(stage, counts={"samples": 3}, notes=["a note"]))
     assert run.folder(stage) == run.path / folder
     assert everything(run) == [f"{folder}/result.txt", f"{folder}/stage.json"]
-    assert run.record(stage) == record_of(stage, counts={"samples": 3}, notes=["a note"])
+    written = {"result.txt": hashlib.sha256(b"result").hexdigest()}
+    told = record_of(stage, counts={"samples": 3}, notes=["a note"], files=written)
+    assert run.record(stage) == told
 
 
 def test_interrupted_work_goes_on_with_the_same_identity(run):
@@ -179,6 +182,22 @@ def test_recover_does_nothing_to_unfinished_or_finished_work(run):
     run.commit(record_of())
     run.recover("embed")
     assert run.record("embed") == record_of()
+
+
+def test_a_result_that_lost_a_file_becomes_unfinished_work(run):
+    part = run.begin("embed", IDENTITY)
+    for name in ("a", "b"):
+        (part / name).write_text(name)
+    run.commit(record_of())
+    (run.folder("embed") / "a").unlink()
+    run.reopen("embed", IDENTITY)
+    assert run.record("embed") is None
+    again = run.begin("embed", IDENTITY)
+    assert sorted(path.name for path in again.iterdir()) == ["b", "begun.json"]
+    # Work of another identity must not go on with it.
+    run.commit(record_of())
+    run.reopen("embed", IDENTITY)
+    assert not (run.begin("embed", {**IDENTITY, "version": 9}) / "b").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -89,3 +90,17 @@ def _packaged_file(package: str) -> Path:
         names = ", ".join(path.name for path in files) or "none"
         raise BackboneError(f"the package {package} holds {len(files)} weight files ({names})")
     return files[0]
+
+
+def in_order(data: bytes) -> bytes:
+    """Sorts the metadata of safetensors, which come in another order in every process.
+
+    The same weights then are the same bytes. The format: 8 bytes with the length of a JSON header,
+    little end first, the header, the tensors.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from shardsieve.config import EmbedConfig, Precision, SelectConfig, TuneConfig
@@ -27,6 +27,7 @@ from shardsieve.data.table import replace_file
 from shardsieve.errors import DataError
 from shardsieve.models.backbone import Preprocessing, load_classifier
 from shardsieve.models.precision import autocast, resolve_precision
+from shardsieve.models.weights import in_order
 from shardsieve.progress import Progress
 from shardsieve.selection.turn import balanced_draw, mixture_losses, select_turn
 from shardsieve.shards.dataset import Decoded, ImageRows, Transform, stream
@@ -342,5 +343,5 @@ def _save(path: Path, tuning: _Tuning, embed_config: EmbedConfig, epoch: int) ->
         "epoch": str(epoch),
     }
     temporary = path.with_name(path.name + ".part")
-    save_file(state, temporary, metadata=about)
+    temporary.write_bytes(in_order(save(state, metadata=about)))
     replace_file(temporary, path)
