@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 # Name -> what it measures. Each is a module of bench.runs.
 RUNS: dict[str, str] = {
     "softmax_stats": "per-sample statistics of the logits, beside torch",
+    "report": "the report of a million samples: size, seconds to write and to load",
 }
 
 
