@@ -22,6 +22,7 @@ from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult
+from shardsieve.data.table import read_ipc
 from shardsieve.errors import DataError
 from shardsieve.progress import Progress
 from shardsieve.run import Run
@@ -225,9 +226,20 @@ class Calls:
             self._current_records(),
             self._config,
             features=self._run.features,
+            transition_KK=self._transition(),
             clean=self._directory.folder("write"),
             out=out,
         )
+
+    def _transition(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """P(given | true), where the recipe estimated it."""
+        file = self._directory.folder("select") / "transition.arrow"
+        if not file.is_file():
+            return None
+        table = read_ipc(file)
+        rows = table.column("given").combine_chunks().flatten().to_numpy()
+        matrix: np.ndarray[Any, np.dtype[np.float64]] = rows.reshape(table.num_rows, -1)
+        return matrix
 
     def _kept(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         kept: np.ndarray[Any, np.dtype[np.bool_]] = self._run.scores.column("kept").to_numpy()
