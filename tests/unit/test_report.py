@@ -445,7 +445,7 @@ def test_class_table_is_sorted_by_removed_share(tmp_path: Path) -> None:
     assert rows[1][1:4] == ["31", "30", "3.2 %"]
     assert rows[1][5] == ""
     assert rows[2][3] == "0.0 %"
-    assert rows[2][6] == "the mixture of all classes fewer than 20 samples"
+    assert rows[2][6] == "the mixture of all classes (fewer than 20 samples)"
 
 
 def test_pairs_count_given_against_predicted(page: Page) -> None:
