@@ -23,6 +23,7 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.data.scores import Decisions
+from shardsieve.data.table import read_ipc
 from shardsieve.errors import DataError
 from shardsieve.progress import Progress
 from shardsieve.run import Run
@@ -243,9 +244,20 @@ class Calls:
             self._current_records(),
             self._config,
             features=self._run.features,
+            transition_KK=self._transition(),
             clean=self._directory.folder("write"),
             out=out,
         )
+
+    def _transition(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """P(given | true), where the recipe estimated it."""
+        file = self._directory.folder("select") / "transition.arrow"
+        if not file.is_file():
+            return None
+        table = read_ipc(file)
+        rows = table.column("given").combine_chunks().flatten().to_numpy()
+        matrix: np.ndarray[Any, np.dtype[np.float64]] = rows.reshape(table.num_rows, -1)
+        return matrix
 
     @property
     def _scores_file(self) -> Path:

@@ -1,8 +1,10 @@
 """The report as people see it: no complaint, filters that filter, keys, light and dark."""
 
 import re
+import tarfile
 
 import pytest
+from tiny import add_member, write_shards
 
 import shardsieve
 
@@ -10,9 +12,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(shards, settings, tmp_path_factory):
-    config = settings(report__map=100)
-    return shardsieve.clean(shards.patterns, tmp_path_factory.mktemp("runs") / "RUN", config)
+def run(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    shards = write_shards(folder / "shards")
+    with tarfile.open(shards.paths[-1], "a") as tar:
+        add_member(tar, "zz-lost.cls", b"0")
+    return shardsieve.clean(shards.patterns, folder / "RUN", settings(report__map=100))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +70,9 @@ def test_galleries_filter(url, open_page):
     page.fill("input[name='text']", "")
     page.select_option("select[name='class']", "")
     page.check("input[name='gallery'][value='']")
-    page.select_option("select[name='reason']", "kept")
-    assert {item["reason"] for item in visible(page)} == {"kept"}
+    page.select_option("select[name='reason']", "no_image")
+    [lost] = visible(page)
+    assert lost["galleries"] == "quarantined" and "zz-lost" in lost["text"]
 
 
 def test_the_keyboard_reaches_everything(url, open_page):

@@ -14,6 +14,7 @@ from shardsieve.page.noise import (
     noise_rates,
     noise_summary,
     purity_by_tau,
+    transition_matrix,
 )
 from shardsieve.page.queues import queues, suggested_labels
 from shardsieve.page.verdicts import Verdicts
@@ -89,6 +90,17 @@ def test_matrix_of_many_classes_shows_the_most_confused():
     for row, others in zip(matrix["rows"], matrix["others"], strict=True):
         assert sum(row) + others == pytest.approx(1)
     assert matrix["others"][matrix["names"].index("c7")] > 0.3
+
+
+def test_transition_shows_the_noisiest_classes():
+    transition = np.eye(100)
+    transition[7], transition[8] = 0.01, 0.0
+    transition[8, [7, 90]] = 0.5
+    matrix = transition_matrix(transition, [f"c{i}" for i in range(100)])
+    assert len(matrix["names"]) == MATRIX_CLASSES and matrix["left_out"] == 76
+    at = [matrix["names"].index(name) for name in ("c7", "c8")]
+    assert matrix["rows"][at[1]][at[0]] == 0.5 and matrix["others"][at[1]] == pytest.approx(0.5)
+    assert matrix["others"][at[0]] == pytest.approx(0.76)
 
 
 def scores_of(verdicts, **more):

@@ -75,6 +75,7 @@ class HandMade:
     records: dict[str, StageRecord]
     out: Path
     config: Config = field(default_factory=Config)
+    transition: np.ndarray | None = None
 
     def write(self) -> tuple[Page, StageResult]:
         self.out.mkdir(exist_ok=True)
@@ -84,6 +85,7 @@ class HandMade:
             self.classes,
             self.records,
             self.config,
+            transition_KK=self.transition,
             clean=self.out.parent / "clean",
             out=self.out,
         )
@@ -443,7 +445,7 @@ def test_class_table_is_sorted_by_removed_share(tmp_path: Path) -> None:
     assert rows[1][1:4] == ["31", "30", "3.2 %"]
     assert rows[1][5] == ""
     assert rows[2][3] == "0.0 %"
-    assert rows[2][6] == "the mixture of all classes fewer than 20 samples"
+    assert rows[2][6] == "the mixture of all classes (fewer than 20 samples)"
 
 
 def test_pairs_count_given_against_predicted(page: Page) -> None:
@@ -535,6 +537,20 @@ def test_one_epoch_is_a_table_without_lines(tmp_path: Path) -> None:
     assert page.row("tuning", "1")[1] == "1.0000"
     assert "tuning" in page.sections
     assert "tune-" not in page.html
+
+
+def test_what_a_recipe_found_out_itself_is_shown(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    made.records["select"].facts.update(
+        tau=0.47, noise_rate={"estimate": 0.31, "low": 0.29, "high": 0.33, "level": 0.95}
+    )
+    made.transition = np.array([[0.75, 0.25, 0], [0, 1, 0], [0.1, 0, 0.9]])
+    page, _ = made.write()
+    assert "31.0 % of what was judged (95 % interval 29.0 % to 33.0 %)" in page.text("overview")
+    assert "tau of this run: 0.47" in page.text("tau")
+    assert "How labels go wrong" in page.text("classes")
+    rows = [row for row in page.rows("classes") if row and row[0] == "cat"]
+    assert rows[2][1:] == ["75", "25", ""]
 
 
 def test_tau_of_the_run_is_marked(tmp_path: Path) -> None:

@@ -137,3 +137,23 @@ def label_matrix(
         "others": (1 - shares.sum(1)).clip(0, 1).tolist(),
         "left_out": len(present) - len(shown),
     }
+
+
+def transition_matrix(
+    transition_KK: npt.NDArray[np.float64], names: Sequence[str]
+) -> dict[str, Any]:
+    """Cuts an estimated P(given | true) to the classes with most noise, as `label_matrix` does.
+
+    Args:
+        transition_KK: (K, K) a row per true class, each summing to 1.
+        names: K class names.
+    """
+    noisiest = np.argsort(np.diag(transition_KK), kind="stable")
+    shown = np.sort(noisiest[:MATRIX_CLASSES])
+    shares = transition_KK[np.ix_(shown, shown)]
+    return {
+        "names": [names[label] for label in shown],
+        "rows": shares.tolist(),
+        "others": (1 - shares.sum(1)).clip(0, 1).tolist(),
+        "left_out": len(names) - len(shown),
+    }

@@ -66,11 +66,11 @@ def shown_galleries(
     scores: pa.Table,
     verdicts: Verdicts,
     suggested_N: npt.NDArray[np.int32],
-    config: Config,
+    tau: float,
+    most: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns the galleries and the samples in them, each once, with thumbnails."""
-    found = queues(scores, verdicts, config.select.tau)
-    most = config.report.gallery
+    found = queues(scores, verdicts, tau)
     shown = [
         replace(queue, rows_R=spread(queue.rows_R, verdicts.label_N[queue.rows_R], most))
         for queue in found
@@ -108,9 +108,9 @@ def placed_map(
     }
 
 
-def tau_curves(verdicts: Verdicts, record: StageRecord, config: Config) -> dict[str, Any]:
+def tau_curves(verdicts: Verdicts, record: StageRecord, tau: float) -> dict[str, Any]:
     """Returns what other thresholds would keep, as rows and as curves."""
-    taus = sorted({*map(float, record.facts["kept_fraction_by_tau"]), config.select.tau})
+    taus = sorted({*map(float, record.facts["kept_fraction_by_tau"]), tau})
     rows = purity_by_tau(verdicts, taus)
     if not rows or not verdicts.judged_N.any():
         return {"tau_rows": [], "tau_figures": []}
@@ -127,7 +127,7 @@ def tau_curves(verdicts: Verdicts, record: StageRecord, config: Config) -> dict[
             figures.append(
                 {
                     "title": title,
-                    "svg": draw_against_tau(points, config.select.tau, f"tau-{number}"),
+                    "svg": draw_against_tau(points, tau, f"tau-{number}"),
                     "words": f"Line: {title.lower()}, {100 * first:.1f} % at tau {low:g}, "
                     f"{100 * last:.1f} % at {high:g}",
                 }

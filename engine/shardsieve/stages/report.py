@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from shardsieve.config import Config
@@ -18,7 +20,7 @@ from shardsieve.data.manifest import describe_machine, library_versions
 from shardsieve.data.record import StageRecord, StageResult
 from shardsieve.data.table import write_text
 from shardsieve.page.histograms import RANGE_PERCENTILE
-from shardsieve.page.noise import class_noise, label_matrix, noise_summary
+from shardsieve.page.noise import class_noise, label_matrix, noise_summary, transition_matrix
 from shardsieve.page.queues import suggested_labels
 from shardsieve.page.verdicts import (
     Verdicts,
@@ -59,6 +61,7 @@ def report(
     config: Config,
     *,
     features: FeatureStore | None = None,
+    transition_KK: npt.NDArray[np.float64] | None = None,
     clean: Path,
     out: Path,
 ) -> StageResult:
@@ -71,6 +74,7 @@ def report(
         records: The stages that are up to date: index, embed, probe, select, write, maybe tune.
         config: All settings.
         features: For the feature map; None leaves it out.
+        transition_KK: (K, K) P(given | true) where the recipe estimated one.
         clean: Folder of the shards that were written.
         out: Folder that gets `report.html`.
 
@@ -88,7 +92,12 @@ def report(
     totals["samples"] = len(index)
     noise_K3 = class_noise(verdicts, index.n_classes)
     rows = class_rows(verdicts, classes, _JUDGED_BY, noise_K3)
-    galleries, items = sections.shown_galleries(index, scores, verdicts, suggested_N, config)
+    chosen = records["select"].facts
+    # A recipe may have chosen tau itself.
+    tau = float(chosen.get("tau", config.select.tau))
+    galleries, items = sections.shown_galleries(
+        index, scores, verdicts, suggested_N, tau, config.report.gallery
+    )
     page = render(
         {
             "sections": [
@@ -100,9 +109,9 @@ def report(
             "groups": groups,
             "about": _about(index, records, config),
             "written": _written(index, records["write"], clean, config),
-            "near_tau": records["select"].facts.get("within_1e-4_of_tau"),
-            "noise": noise_summary(verdicts),
-            "decided": records["select"].facts.get("decisions", {}),
+            "near_tau": chosen.get("within_1e-4_of_tau"),
+            "noise": _noise(verdicts, chosen),
+            "decided": chosen.get("decisions", {}),
             **_damage_and_notes(index, records),
             "percentile": RANGE_PERCENTILE,
             "histograms": sections.histogram_grid(
@@ -112,10 +121,13 @@ def report(
             "class_rows": rows[:_LISTED_CLASSES],
             "pairs": predicted_pairs(verdicts, index.classes, _LISTED_PAIRS),
             "matrix": label_matrix(verdicts, suggested_N, index.classes),
+            "transition": None
+            if transition_KK is None
+            else transition_matrix(transition_KK, index.classes),
             "map": sections.placed_map(features, verdicts, index, config),
             "galleries": galleries,
             "gallery": items,
-            **sections.tau_curves(verdicts, records["select"], config),
+            **sections.tau_curves(verdicts, records["select"], tau),
             "tuning": sections.tuning_curves(records.get("tune")),
             "stages": _stages(records),
             "unreadable": list_unreadable(scores, index),
@@ -132,6 +144,14 @@ def report(
             "size_bytes": len(page.encode("utf-8")),
         }
     )
+
+
+def _noise(verdicts: Verdicts, chosen: dict[str, Any]) -> dict[str, float] | None:
+    """Returns the recipe's own estimate where it has one, else what the posteriors add up to."""
+    summary, known = noise_summary(verdicts), chosen.get("noise_rate")
+    if summary is None or known is None:
+        return summary
+    return summary | {"rate": known["estimate"], "low": known["low"], "high": known["high"]}
 
 
 def _about(index: SampleIndex, records: dict[str, StageRecord], config: Config) -> dict[str, Any]:
