@@ -1,4 +1,4 @@
-"""Planted label noise with a known truth: the kinds of the field, and two the TURN paper never tried.
+"""Planted label noise with a known truth: the field's kinds, and two that the TURN paper lacks.
 
 Every function takes true labels (N,) and returns given labels; what was asked for is not what came
 out, so print `realised_rate`. Shapes: N samples, K classes, P numbers that describe a sample.

@@ -146,9 +146,13 @@ class Calls:
             self._run.features,
             LossTable.open(self._directory.folder("probe") / "losses.arrow"),
             self._config.select,
-            q=self._config.probe.q,
+            probe_config=self._config.probe,
             out=out,
+            seed=self._config.seed,
+            # Only the recipe `best` trains, and torch takes seconds to load.
+            device=self.device if self._config.select.recipe == "best" else None,
             backend=self.backend,
+            progress=self._progress,
         )
 
     def _tune(self, out: Path) -> StageResult:
@@ -200,7 +204,9 @@ class Calls:
         return write(
             self._run.index,
             self._kept(),
-            pc.equal(reasons, Reason.HIGH_LOSS.word).to_numpy(),
+            pc.is_in(
+                reasons, value_set=pa.array([r.word for r in Reason if r.group == "removed"])
+            ).to_numpy(),
             out=out,
             removed_out=self._config.write.removed,
             run=self._directory.path.resolve(),

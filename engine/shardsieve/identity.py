@@ -35,7 +35,7 @@ STAGES = (
     Stage("index", 1, ()),
     Stage("embed", 1, ("index",)),
     Stage("probe", 1, ("index", "embed")),
-    Stage("select", 1, ("index", "embed", "probe")),
+    Stage("select", 2, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),
     Stage("write", 1, ("index", "select")),
     Stage("report", 1, ("index", "embed", "probe", "select", "write")),

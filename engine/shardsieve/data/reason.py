@@ -9,11 +9,12 @@ class Reason(IntEnum):
     """One reason per row, stored as u8; the stages only ever turn KEPT into something else.
 
     Samples fall into three groups that add up to the input: kept, removed (judged, and probably
-    mislabelled) and unreadable (never judged, listed one by one).
+    mislabelled, or beyond the cap of their class) and unreadable (never judged, listed one by one).
     """
 
     KEPT = 0
     HIGH_LOSS = 1
+    OVER_CAP = 2
     NO_IMAGE = 10
     NO_LABEL = 11
     LABEL_OUTSIDE = 12
@@ -39,6 +40,7 @@ WORDS: dict[int, str] = {reason.value: reason.word for reason in Reason}
 EXPLANATIONS: dict[Reason, str] = {
     Reason.KEPT: "probably labelled right",
     Reason.HIGH_LOSS: "p_clean is not above tau: the label is probably wrong",
+    Reason.OVER_CAP: "probably labelled right, but its class has select.cap surer samples",
     Reason.NO_IMAGE: "no member with an image extension",
     Reason.NO_LABEL: "no label, or one that cannot be read",
     Reason.LABEL_OUTSIDE: "the label is not one of the classes",

@@ -1,4 +1,4 @@
-"""The recipe `best`: the posterior under a transition matrix, with classifiers that never saw a row.
+"""The recipe `best`: the posterior under a transition matrix, by classifiers that saw other rows only.
 
 Every row is judged by classifiers that were trained on other folds only, through all rounds: for
 each fold that is held out, the other folds clean their own labels among themselves (each by
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardsieve.selection.discriminant import ClassSums, Classifier, Floats, discriminant
+from shardsieve.selection.discriminant import Classifier, ClassSums, Floats, discriminant
 from shardsieve.selection.noise_model import (
     NoiseModel,
     class_probabilities,
@@ -118,9 +118,7 @@ def select_best(
     )
     sums = _first_sums(points)
     for turn in range(ROUNDS):
-        held_out.append(
-            [discriminant(*sums.without(fold, fold), views) for fold in range(n_folds)]
-        )
+        held_out.append([discriminant(*sums.without(fold, fold), views) for fold in range(n_folds)])
         opinions.insert(turn, _opinions(points, held_out[-1:], rows))
         model = fit_noise_model(opinions[turn], label_N[rows], model)
         fits.append(model)

@@ -48,7 +48,8 @@ class Projection:
 
     def apply(self, features_BD: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Returns (B, d) f32."""
-        return (features_BD.astype(np.float32) - self.mean_D) @ self.axes_Dd
+        centred: npt.NDArray[np.float32] = features_BD.astype(np.float32) - self.mean_D
+        return centred @ self.axes_Dd
 
 
 def fit_projection(features_SD: npt.NDArray[np.floating]) -> Projection:
