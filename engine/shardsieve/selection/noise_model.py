@@ -18,7 +18,8 @@ from scipy.optimize import minimize
 # Added to every count of the transition matrix: half a sample (Jeffreys).
 _PRIOR = 0.5
 _LEAST = 1e-300
-_ROUNDS, _FIRST_STEPS, _STEPS, _LINE_STEPS = 6, 15, 8, 8
+# Of L-BFGS-B; the logarithms of T start and stay within these.
+_STEPS, _LEAST_START, _WIDEST = 60, 1e-4, 14.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,31 +95,57 @@ def fit_noise_model(
 ) -> NoiseModel:
     """Fits weights and transition matrix to labels that the logits have not seen.
 
-    Turns about: T by expectation maximisation, the weights by L-BFGS-B on the likelihood. Weights
-    are not negative, so that p_clean rises with every opinion.
+    Both at once by L-BFGS-B on the likelihood, T behind a softmax per row (turning about between
+    the two converges far more slowly). Weights are not negative, so that p_clean rises with every
+    opinion.
     """
-    weight_M, transition_KK = start.weight_M, start.transition_KK
-    n_samples = len(label_N)
+    n_opinions, n_samples, n_classes = logits_MNK.shape
+    given_NK = np.zeros((n_samples, n_classes))
+    given_NK[np.arange(n_samples), label_N] = 1
 
-    def cost(weight_M: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        probability_NK = class_probabilities(logits_MNK, weight_M)
+    def cost(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        transition_KK = _rows(values[n_opinions:], n_classes)
+        probability_NK = class_probabilities(logits_MNK, values[:n_opinions])
         joint_NK = probability_NK * transition_KK.T[label_N]
         evidence_N = np.maximum(joint_NK.sum(1), _LEAST)
         # d log P(given | x) / d logit = P(true | x, given) - P(true | x)
-        pull_NK = joint_NK / evidence_N[:, None] - probability_NK
-        slope_M = np.array([np.vdot(pull_NK, logits_NK) for logits_NK in logits_MNK])
-        return -float(np.log(evidence_N).mean()), -slope_M / n_samples
+        posterior_NK = joint_NK / evidence_N[:, None]
+        pull_NK = posterior_NK - probability_NK
+        slope_M = [np.vdot(pull_NK, logits_NK) for logits_NK in logits_MNK]
+        counts_KK = posterior_NK.T @ given_NK + _PRIOR
+        slope_KK = counts_KK - counts_KK.sum(1, keepdims=True) * transition_KK
+        value = np.log(evidence_N).sum() + _PRIOR * np.log(np.maximum(transition_KK, _LEAST)).sum()
+        return -value / n_samples, -np.concatenate([slope_M, slope_KK.ravel()]) / n_samples
 
-    for turn in range(_ROUNDS):
-        probability_NK = class_probabilities(logits_MNK, weight_M)
-        steps = _STEPS if turn else _FIRST_STEPS
-        transition_KK = fit_transition(probability_NK, label_N, transition_KK, steps)
-        weight_M = minimize(
-            cost,
-            weight_M,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(0, None)] * len(weight_M),
-            options={"maxiter": _LINE_STEPS},
-        ).x
-    return NoiseModel(weight_M, transition_KK, -cost(weight_M)[0])
+    found = minimize(
+        cost,
+        np.concatenate(
+            [start.weight_M, np.log(np.maximum(start.transition_KK, _LEAST_START)).ravel()]
+        ),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, None)] * n_opinions + [(-_WIDEST, _WIDEST)] * n_classes**2,
+        options={"maxiter": _STEPS},
+    ).x
+    weight_M, transition_KK = found[:n_opinions], _rows(found[n_opinions:], n_classes)
+    return NoiseModel(
+        weight_M, transition_KK, log_likelihood(logits_MNK, label_N, weight_M, transition_KK)
+    )
+
+
+def log_likelihood(
+    logits_MNK: npt.NDArray[np.floating],
+    label_N: npt.NDArray[np.integer],
+    weight_M: npt.NDArray[np.float64],
+    transition_KK: npt.NDArray[np.float64],
+) -> float:
+    """Returns the mean log P(given | x), nats."""
+    joint_NK = class_probabilities(logits_MNK, weight_M) * transition_KK.T[label_N]
+    return float(np.log(np.maximum(joint_NK.sum(1), _LEAST)).mean())
+
+
+def _rows(values: npt.NDArray[np.float64], n_classes: int) -> npt.NDArray[np.float64]:
+    raw_KK = values.reshape(n_classes, n_classes)
+    transition_KK = np.exp(raw_KK - raw_KK.max(1, keepdims=True))
+    transition_KK /= transition_KK.sum(1, keepdims=True)
+    return np.asarray(transition_KK)
