@@ -39,7 +39,7 @@ PASSES = 2 * ROUNDS
 _START_WEIGHT = 0.02
 # What the fitted logits are multiplied by: the estimated noise rates of human and of
 # instance-dependent noise, too low at 1, and of symmetric noise, too high from 1.2 on, are then
-# equally far off (measured on random1, symmetric 0.4 and 0.8, asymmetric 0.4, instance-dependent 0.4).
+# equally far off (measured on random1, symmetric 0.4 and 0.8, asymmetric 0.4, instance 0.4).
 _TOO_SOFT, _LAST_STEPS = 1.1, 40
 # The posterior is sharpened before it becomes the label of the next round (measured: 1 drifts).
 _SHARPEN = 2
