@@ -71,6 +71,53 @@ def list_runs() -> None:
         typer.echo(f"{name:20} {what}")
 
 
+@app.command()
+def quality(
+    out: Annotated[Path, typer.Option(help="Where features and rows go.")] = Path(".quality"),
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder with shards (and maybe truth.parquet); may be given again."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of everything random.")] = 5,
+    cell: Annotated[
+        list[str] | None, typer.Option(help="Only these cells, such as `asymmetric 0.4`.")
+    ] = None,
+    subset: Annotated[int | None, typer.Option(min=100, help="At most this many images.")] = None,
+    accuracy: Annotated[bool, typer.Option(help="Train probes on what each method keeps.")] = True,
+    minutes: Annotated[float, typer.Option(help="Stop before a cell once this has passed.")] = 60,
+    quick: Annotated[bool, typer.Option(help="Digits, three cells, one seed.")] = False,
+    record: Annotated[bool, typer.Option(help="Write bench/records/<date>-quality.")] = False,
+) -> None:
+    """Compare `best` and `turn` with what else a user could run, on planted and human noise."""
+    # cleanlab and pandas take seconds to load.
+    from bench import quality as table
+    from bench.quality_data import digits, folder
+    from bench.quality_data import subset as cut
+    from bench.quality_report import describe, summarise
+
+    out.mkdir(parents=True, exist_ok=True)
+    progress = console_progress()
+    sets = [digits(out, progress)]
+    if not quick:
+        sets += [folder(path, out, progress) for path in data or ()]
+    if subset is not None:
+        sets = [cut(images, subset) for images in sets]
+    wanted = {"symmetric 0.4", "asymmetric 0.4", "instance 0.4"} if quick else set(cell or ())
+    rows = table.run_cells(
+        sets,
+        out / ("quick.jsonl" if quick else "rows.jsonl"),
+        seeds=1 if quick else seeds,
+        only=lambda cell: not wanted or cell.name in wanted,
+        accuracy=accuracy,
+        budget_s=60 * minutes,
+        note=lambda text: typer.echo(text, err=True),
+    )
+    summary = summarise(rows)
+    if record:
+        typer.echo(f"record: {write_record('quality', summary, summary['seeds'])}", err=True)
+    typer.echo(describe(summary))
+
+
 @app.command("gpu-check")
 def gpu_check(
     quick: Annotated[bool, typer.Option(help="Small inputs, and no records.")] = False,

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 
 def score_selection(scores: pa.Table, truth: Path) -> dict[str, float]:
@@ -48,3 +53,52 @@ def score_selection(scores: pa.Table, truth: Path) -> dict[str, float]:
         result["auroc_p_clean"] = float(roc_auc_score(~clean, 1 - p_clean))
         result["auroc_loss"] = float(roc_auc_score(~clean, judged.column("loss").to_numpy()))
     return {name: round(value, 6) for name, value in result.items() if not np.isnan(value)}
+
+
+def selection_figures(
+    p_clean_N: npt.NDArray[np.float64],
+    keep_N: npt.NDArray[np.bool_],
+    right_N: npt.NDArray[np.bool_],
+    label_N: npt.NDArray[np.integer],
+    calibrated: bool,
+) -> dict[str, float | None]:
+    """Figures of one method in `bench quality`.
+
+    Args:
+        p_clean_N: The higher, the surer the label.
+        keep_N: What the method keeps.
+        right_N: What is right.
+        label_N: Given labels.
+        calibrated: Whether p_clean claims to be a probability; else it has no calibration error.
+
+    Returns:
+        Precision, recall and F1 of both classes, AUROC and average precision of finding a wrong
+        label, share of wrong labels among the kept, calibration error, kept fraction, and the size
+        of the smallest class kept.
+    """
+    figures: dict[str, float | None] = {}
+    for name, actual, found in (("clean", right_N, keep_N), ("noisy", ~right_N, ~keep_N)):
+        scores = precision_recall_fscore_support(actual, found, average="binary", zero_division=0.0)
+        for part, value in zip(("precision", "recall", "f1"), scores, strict=False):
+            figures[f"{name}_{part}"] = float(value)
+    mixed = right_N.any() and not right_N.all()
+    figures["auroc"] = float(roc_auc_score(~right_N, -p_clean_N)) if mixed else None
+    figures["ap"] = float(average_precision_score(~right_N, -p_clean_N)) if mixed else None
+    figures["noise_left"] = float(1 - right_N[keep_N].mean()) if keep_N.any() else None
+    figures["ece"] = calibration_error(p_clean_N, right_N) if calibrated else None
+    figures["kept"] = float(keep_N.mean())
+    figures["smallest_class"] = float(
+        np.bincount(label_N[keep_N], minlength=int(label_N.max()) + 1).min()
+    )
+    return figures
+
+
+def calibration_error(
+    p_clean_N: npt.NDArray[np.float64], right_N: npt.NDArray[np.bool_], bins: int = 15
+) -> float:
+    """Expected calibration error: mean |stated - realised| over bins of equal width."""
+    bin_N = np.minimum((p_clean_N * bins).astype(np.int64), bins - 1)
+    count_B = np.bincount(bin_N, minlength=bins)
+    stated_B = np.bincount(bin_N, p_clean_N, minlength=bins)
+    realised_B = np.bincount(bin_N, right_N, minlength=bins)
+    return float(np.abs(stated_B - realised_B).sum() / max(count_B.sum(), 1))

@@ -171,10 +171,14 @@ class Calls:
             self._run.features,
             LossTable.open(self._directory.folder("probe") / "losses.arrow"),
             self._config.select,
-            q=self._config.probe.q,
+            probe_config=self._config.probe,
             out=out,
+            seed=self._config.seed,
+            # Only the recipe `best` trains, and torch takes seconds to load.
+            device=self.device if self._config.select.recipe == "best" else None,
             backend=self.backend,
             decisions=self._decisions,
+            progress=self._progress,
         )
 
     def _tune(self, out: Path) -> StageResult:

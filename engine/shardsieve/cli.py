@@ -59,6 +59,11 @@ Removed = Annotated[
 Validation = Annotated[
     list[str] | None, typer.Option("--val", help="Clean shards to validate fine-tuning on.")
 ]
+Recipe = Annotated[str | None, typer.Option(help="turn or best [default: turn].")]
+Purity = Annotated[
+    float | None,
+    typer.Option(help="In place of tau, with --recipe best: share of the kept labels to be right."),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [default: auto].")]
 
 
@@ -72,6 +77,8 @@ def clean(
     backbone: Backbone = None,
     checkpoint: Checkpoint = None,
     tau: Tau = None,
+    target_purity: Purity = None,
+    recipe: Recipe = None,
     removed: Removed = None,
     val: Validation = None,
     device: Device = None,
@@ -88,7 +95,9 @@ def clean(
         "index.classes": classes,
         "embed.backbone": backbone,
         "embed.checkpoint": checkpoint,
+        "select.recipe": recipe,
         "select.tau": tau,
+        "select.target_purity": target_purity,
         "write.removed": removed,
         "tune.validation": val,
         "device": device,

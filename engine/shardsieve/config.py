@@ -9,9 +9,16 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shardsieve.errors import ConfigError
 from shardsieve.presets import PREFIX, read_preset
@@ -105,10 +112,21 @@ class ProbeConfig(Section):
 class SelectConfig(Section):
     """Which samples are kept."""
 
-    recipe: Literal["turn"] = "turn"
-    """`turn`: a two-component Gaussian mixture on the losses of each class."""
+    recipe: Literal["turn", "best"] = "turn"
+    """`turn`: a two-component Gaussian mixture on the losses of each class. `best`: the posterior
+    under an estimated transition matrix, by classifiers that never saw the label they judge."""
     tau: float = Field(0.6, ge=0, lt=1)
-    """Keep a sample when its p_clean is greater than this."""
+    """Keep a sample when its p_clean is greater than this. Default: 0.6 (TURN), 0.5 for `best`,
+    whose p_clean is a probability."""
+    target_purity: float | None = Field(None, gt=0, lt=1)
+    """In place of tau: keep as many samples as possible such that this share of the kept labels is
+    expected to be right. Needs the recipe `best`, whose p_clean is a probability."""
+    floor: int = Field(0, ge=0)
+    """Keep at least this many samples of every class, the surest ones, whatever tau says."""
+    cap: int | None = Field(None, ge=1)
+    """Keep at most this many samples of every class, the surest ones."""
+    folds: int = Field(5, ge=3, le=20)
+    """Parts of the data that `best` holds out in turn."""
     loss: Literal["ce", "gce"] = "ce"
     """The loss that the mixture sees. GCE saturates and squeezes the noisy mode."""
     gmm: Literal["converged", "sklearn-compatible"] = "converged"
@@ -119,6 +137,23 @@ class SelectConfig(Section):
     reg_covar: float = Field(5e-4, ge=0)
     """Added to both variances. `converged` fits losses scaled to [0, 1] within each class, so that
     it has no unit; `sklearn-compatible` fits them as they are, in nats squared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tau_of_recipe(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("recipe") == "best":
+            return {"tau": 0.5, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.cap is not None and self.cap < self.floor:
+            raise ValueError(f"cap ({self.cap}) is below floor ({self.floor})")
+        if self.target_purity is not None and self.recipe != "best":
+            raise ValueError(
+                "target_purity needs recipe = best: a mixture's posterior is no probability"
+            )
+        return self
 
 
 class TuneConfig(Section):
@@ -138,7 +173,7 @@ class TuneConfig(Section):
     """How the learning rate goes on from its peak."""
     reselect: Literal["epoch", "never"] = "epoch"
     """`epoch`: before every epoch but the first, all samples are scored by the model as it is and
-    the mixtures are fitted anew (TURN)."""
+    the mixtures are fitted anew (TURN). The recipe `best` keeps its selection."""
     max_samples: int | None = Field(None, ge=1)
     """At most this many samples an epoch, the same number from every class, one at least."""
     crop_scale: tuple[Share, Share] = (0.35, 1.0)

@@ -113,8 +113,11 @@ def test_clean_shards_open_with_webdataset(finished):
 def test_scores_table_has_the_promised_columns(finished):
     run, _ = finished
     promised = ["key", "shard", "offset", "label", "loss", "margin", "pred", "p_clean", "kept"]
-    assert run.scores.column_names == [*promised, "reason", "detail", "final_label"]
+    unseen = ["agreement", "margin_unseen", "suggested_label", "suggestion_confidence", "distance"]
+    assert run.scores.column_names == [*promised, "reason", "detail", *unseen, "final_label"]
     kept = run.scores.column("kept")
+    # Only the recipe `best` has more to say than the loss.
+    assert all(run.scores.column(name).null_count == len(kept) for name in unseen)
     above = pc.greater(run.scores.column("p_clean"), 0.6)
     assert kept.equals(above)
 

@@ -46,7 +46,7 @@ WORDS: dict[int, str] = {reason.value: reason.word for reason in Reason}
 EXPLANATIONS: dict[Reason, str] = {
     Reason.KEPT: "probably labelled right",
     Reason.HIGH_LOSS: "p_clean is not above tau: the label is probably wrong",
-    Reason.OVER_QUOTA: "probably labelled right, but its class has as many as write allows",
+    Reason.OVER_QUOTA: "probably labelled right, but its class has as many as its quota allows",
     Reason.KEPT_BY_REVIEW: "somebody looked and kept it, perhaps under another label",
     Reason.REMOVED_BY_REVIEW: "somebody looked and left it out",
     Reason.NO_IMAGE: "no member with an image extension",

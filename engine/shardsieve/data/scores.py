@@ -20,12 +20,41 @@ from shardsieve.data.reason import KEPT_REASONS, Reason
 from shardsieve.data.table import reason_words, replace_file
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What classifiers that never saw a label say of it; NaN and -1 where nothing is said.
+
+    Attributes:
+        agreement_N: (N,) f32, probability of the given label, the label unseen.
+        margin_N: (N,) f32, that minus the largest probability of another class, in [-1, 1].
+        suggested_N: (N,) i32, the most probable class, the given label taken into account.
+        confidence_N: (N,) f32, its probability.
+        distance_N: (N,) f32, how far from the nearest class centre, median of all samples 1.
+    """
+
+    agreement_N: npt.NDArray[np.float32]
+    margin_N: npt.NDArray[np.float32]
+    suggested_N: npt.NDArray[np.int32]
+    confidence_N: npt.NDArray[np.float32]
+    distance_N: npt.NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, n_samples: int) -> Evidence:
+        """Returns columns in which nothing is said."""
+        agreement_N, margin_N, confidence_N, distance_N = np.full(
+            (4, n_samples), np.nan, np.float32
+        )
+        suggested_N = np.full(n_samples, -1, np.int32)
+        return cls(agreement_N, margin_N, suggested_N, confidence_N, distance_N)
+
+
 def scores_table(
     index: SampleIndex,
     losses: LossTable,
     p_clean_N: npt.NDArray[np.float64],
     reason_N: npt.NDArray[np.uint8],
     detail_N: pa.ChunkedArray,
+    evidence: Evidence | None = None,
 ) -> pa.Table:
     """Puts the columns of all stages side by side.
 
@@ -35,12 +64,15 @@ def scores_table(
         p_clean_N: (N,) posterior, NaN where a sample was not judged.
         reason_N: (N,) u8 `Reason`.
         detail_N: N sentences about unreadable samples, null elsewhere.
+        evidence: What the recipe `best` has to say, None for a recipe that has no more.
 
     Returns:
         Columns key, shard (number), offset (bytes), label, loss, margin, pred, p_clean, kept,
-        reason, detail; null where a value does not exist.
+        reason, detail, then those of `Evidence`; null where a value does not exist.
     """
     unjudged = ~np.isfinite(losses.loss_N)
+    if evidence is None:
+        evidence = Evidence.empty(len(index))
     label_N = index.label_N
     return pa.table(
         {
@@ -55,6 +87,11 @@ def scores_table(
             "kept": pa.array(np.isin(reason_N, KEPT_REASONS)),
             "reason": reason_words(reason_N),
             "detail": detail_N,
+            "agreement": _known(evidence.agreement_N),
+            "margin_unseen": _known(evidence.margin_N),
+            "suggested_label": pa.array(evidence.suggested_N, mask=evidence.suggested_N < 0),
+            "suggestion_confidence": _known(evidence.confidence_N),
+            "distance": _known(evidence.distance_N),
         }
     )
 
@@ -99,6 +136,10 @@ class Decisions:
         p_clean_N = pc.fill_null(table.column("p_clean"), np.nan).to_numpy()
         final_label_N = pc.fill_null(table.column("final_label"), -1).to_numpy()
         return cls(np.isin(reason_N, KEPT_REASONS), reason_N, p_clean_N, final_label_N)
+
+
+def _known(values_N: npt.NDArray[np.float32]) -> pa.Array:
+    return pa.array(values_N, mask=np.isnan(values_N))
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -37,6 +37,7 @@ _JUDGED_BY = {
     "class": "its own mixture",
     "pooled": "the mixture of all classes",
     "keep_all": "no mixture: kept whole",
+    "posterior": "the noise model",
 }
 _SECTIONS = {
     "overview": "Overview",
@@ -176,7 +177,11 @@ def _about(index: SampleIndex, records: dict[str, StageRecord], config: Config) 
         "backbone": f"{facts['backbone']}, images of {side} x {side} pixels, {facts['precision']}",
         "weights": ", ".join(f"{name} {value}" for name, value in weights.items()),
         "recipe": f"{chosen.recipe}: linear probe with {trained}{scored}; "
-        f"two-component mixture of {seen} losses per class ({chosen.gmm})",
+        + (
+            f"posterior under an estimated transition matrix, {chosen.folds} folds"
+            if chosen.recipe == "best"
+            else f"two-component mixture of {seen} losses per class ({chosen.gmm})"
+        ),
         "tau": f"{chosen.tau:g}",
         "seed": config.seed,
         "machine": describe_machine(),

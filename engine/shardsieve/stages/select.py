@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardsieve.config import SelectConfig
+from shardsieve.config import ProbeConfig, SelectConfig
 from shardsieve.data.decisions import (
     NOTHING_DECIDED,
     ReviewDecisions,
@@ -25,6 +26,21 @@ from shardsieve.data.reason import KEPT_REASONS, Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.subset import FILE, write_subset
+from shardsieve.progress import Progress
+from shardsieve.selection.best import PASSES, Cleaning, fold_of, select_best
+from shardsieve.selection.estimates import (
+    expected_noise,
+    noise_rate,
+    tau_for_purity,
+    within_quotas,
+)
+from shardsieve.selection.projection import Projection, fit_projection
+from shardsieve.selection.tables import (
+    Judged,
+    classes_table,
+    evidence_columns,
+    write_transition,
+)
 from shardsieve.selection.turn import (
     BY_CLASS,
     BY_POOLED,
@@ -37,7 +53,13 @@ from shardsieve.selection.turn import (
 from shardsieve_kernels import Backend
 from shardsieve_kernels.class_gmm import ClassStatus
 
+if TYPE_CHECKING:
+    import torch
+
 TAUS = tuple(round(0.4 + 0.02 * step, 2) for step in range(16))
+# Rows that the axes are found on.
+_AXIS_ROWS = 50_000
+_BLOCK_ROWS = 16_384
 
 
 def select(
@@ -46,22 +68,29 @@ def select(
     losses: LossTable,
     config: SelectConfig,
     *,
-    q: float,
+    probe_config: ProbeConfig,
     out: Path,
+    seed: int,
+    device: torch.device | None,
     backend: Backend,
+    progress: Progress,
     decisions: ReviewDecisions = NOTHING_DECIDED,
 ) -> StageResult:
     """Turns losses into p_clean and keeps the samples with p_clean > tau.
 
     Args:
         index: The samples.
-        features: For what could not be decoded.
+        features: What could not be decoded; and what the recipe `best` learns from.
         losses: The probe's verdict.
-        config: Recipe, tau, fallbacks.
-        q: Of the probe's loss, for `config.loss` = "gce".
-        out: Folder that gets `scores.parquet` (a row per sample), `classes.parquet`, and
-            `clean.idx`, by which the clean samples are read from the original shards.
+        config: Recipe, tau, quotas, fallbacks.
+        probe_config: How the probe was trained, and how the held-out ones of `best` are.
+        out: Folder that gets `scores.parquet` (a row per sample), `classes.parquet`, `clean.idx`,
+            by which the clean samples are read from the original shards, and, from `best`,
+            `transition.arrow`.
+        seed: Of the folds and shuffles of `best`.
+        device: Where `best` trains; may be None for `turn`.
         backend: Which kernels run.
+        progress: Where to report.
         decisions: What people decided; it overrules the recipe.
 
     Returns:
@@ -75,7 +104,7 @@ def select(
     rows = np.flatnonzero(reason_N == Reason.KEPT)
     label_R = index.label_N[rows]
     selection = select_turn(
-        mixture_losses(losses.loss_N[rows], config.loss, q),
+        mixture_losses(losses.loss_N[rows], config.loss, probe_config.q),
         label_R,
         index.n_classes,
         preset=config.gmm,
@@ -83,45 +112,113 @@ def select(
         reg_covar=config.reg_covar,
         backend=backend,
     )
+    cleaning, notes = None, []
+    if config.recipe == "best" and len(rows) >= config.folds:
+        assert device is not None, "the caller gives a device where the recipe trains"
+        cleaning = _clean(
+            index, features, rows, config.folds, probe_config, out, seed, device, backend, progress
+        )
+    elif config.recipe == "best":
+        notes.append(
+            f"{len(rows)} samples are fewer than the {config.folds} folds of the recipe best; "
+            "judged by the recipe turn"
+        )
+    judged = Judged(rows, label_R, selection, cleaning)
+    tau, tau_notes = _tau(judged.p_clean_R, config)
+    kept_R, over_R = within_quotas(
+        judged.p_clean_R, label_R, index.n_classes, tau, floor=config.floor, cap=config.cap
+    )
+    reason_N[rows[~kept_R]] = Reason.HIGH_LOSS
+    reason_N[rows[over_R]] = Reason.OVER_QUOTA
     p_clean_N = np.full(len(index), np.nan)
-    p_clean_N[rows] = selection.p_clean_N
-    reason_N[rows[~(selection.p_clean_N > config.tau)]] = Reason.HIGH_LOSS
+    p_clean_N[rows] = judged.p_clean_R
     reviewed = apply_decisions(decisions, index, reason_N)
-    scores = scores_table(index, losses, p_clean_N, reason_N, detail_N)
+    evidence = evidence_columns(judged, len(index))
+    scores = scores_table(index, losses, p_clean_N, reason_N, detail_N, evidence)
     write_parquet(out / "scores.parquet", with_final_label(scores, reviewed.final_label_N))
     write_subset(out / FILE, index, np.flatnonzero(np.isin(reason_N, KEPT_REASONS)))
-    classes = _classes_table(index.classes, label_R, reason_N[rows], selection)
+    classes = classes_table(index.classes, reason_N[rows], judged)
     write_parquet(out / "classes.parquet", classes)
-    return _summary(index, reason_N, selection, classes, config, reviewed)
+    if cleaning is not None:
+        write_transition(out / "transition.arrow", cleaning.transition_KK)
+    return _summary(index, reason_N, judged, classes, tau, reviewed, [*notes, *tau_notes])
 
 
-def _classes_table(
-    classes: Sequence[str],
-    label_R: npt.NDArray[np.int32],
-    reason_R: npt.NDArray[np.uint8],
-    selection: Selection,
-) -> pa.Table:
-    n_classes = len(classes)
-    fit = selection.fit
-    kept_R = np.isin(reason_R, KEPT_REASONS)
-    kept_K = np.bincount(label_R[kept_R], minlength=n_classes)
-    columns = {
-        "label": np.arange(n_classes, dtype=np.int32),
-        "name": pa.array(list(classes), pa.string()),
-        "samples": np.bincount(label_R, minlength=n_classes),
-        "kept": kept_K,
-        "rule": pa.array([RULES[rule] for rule in selection.rule_K]),
-        "why": pa.array(list(selection.why_K), pa.string()),
-        "converged": fit.converged_K,
-        "n_iter": fit.n_iter_K,
-        "bic_gain": fit.bic_gain_K,
-        "separation": fit.separation_K,
-    }
-    for component, name in enumerate(("clean", "noisy")):
-        columns[f"weight_{name}"] = fit.weights_K2[:, component]
-        columns[f"mean_{name}"] = fit.means_K2[:, component]
-        columns[f"variance_{name}"] = fit.variances_K2[:, component]
-    return pa.table(columns)
+def _clean(
+    index: SampleIndex,
+    features: FeatureStore,
+    rows: npt.NDArray[np.int64],
+    n_folds: int,
+    probe_config: ProbeConfig,
+    out: Path,
+    seed: int,
+    device: torch.device,
+    backend: Backend,
+    progress: Progress,
+) -> Cleaning:
+    # torch takes seconds to load, and the recipe `turn` does not need it.
+    from shardsieve.models.held_out import train_held_out
+
+    fold_R = fold_of(len(rows), n_folds, seed)
+    with progress.track("held-out probes", probe_config.epochs * len(rows), "samples") as advance:
+        probe_logits = train_held_out(
+            features,
+            rows,
+            index.label_N,
+            index.n_classes,
+            fold_R,
+            probe_config,
+            seed=seed,
+            device=device,
+            backend=backend,
+            advance=advance,
+        )
+    few = rows
+    if len(rows) > _AXIS_ROWS:
+        few = np.sort(np.random.default_rng([seed, 2]).choice(rows, _AXIS_ROWS, replace=False))
+    projection = fit_projection(features.take(few))
+    points = out / "points.npy"
+    points_Rd = _project(features, rows, projection, points)
+    with progress.track("best", PASSES * len(rows), "samples") as advance:
+        cleaning = select_best(
+            points_Rd,
+            projection.views,
+            index.label_N[rows],
+            index.n_classes,
+            fold_R,
+            probe_logits=probe_logits,
+            advance=advance,
+        )
+    del points_Rd
+    points.unlink()
+    return cleaning
+
+
+def _project(
+    features: FeatureStore, rows: npt.NDArray[np.int64], projection: Projection, path: Path
+) -> npt.NDArray[np.float16]:
+    """Projects the features into a file that is mapped: memory does not grow with the data."""
+    points_Rd = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float16, shape=(len(rows), projection.axes_Dd.shape[1])
+    )
+    start = 0
+    for piece, block in features.blocks(rows, _BLOCK_ROWS):
+        points_Rd[start : start + len(piece)] = projection.apply(block)
+        start += len(piece)
+    return points_Rd
+
+
+def _tau(p_clean_R: npt.NDArray[np.float64], config: SelectConfig) -> tuple[float, list[str]]:
+    if config.target_purity is None or not len(p_clean_R):
+        return config.tau, []
+    tau = tau_for_purity(p_clean_R, config.target_purity)
+    if tau is not None:
+        return tau, []
+    surest = float(p_clean_R.max())
+    return surest, [
+        f"no selection reaches select.target_purity = {config.target_purity:g}: the surest sample "
+        f"has p_clean {surest:.3f}"
+    ]
 
 
 def _pooled(selection: Selection) -> dict[str, list[float]] | None:
@@ -153,10 +250,11 @@ def _fallbacks(classes: Sequence[str], selection: Selection) -> list[str]:
 def _summary(
     index: SampleIndex,
     reason_N: npt.NDArray[np.uint8],
-    selection: Selection,
+    judged: Judged,
     classes: pa.Table,
-    config: SelectConfig,
+    tau: float,
     reviewed: Reviewed,
+    notes: list[str],
 ) -> StageResult:
     counts = {"samples": len(index), "kept": 0, "removed": 0, "unreadable": 0}
     by_reason = {}
@@ -164,27 +262,48 @@ def _summary(
         reason = Reason(value)
         counts[reason.group] += int(count)
         by_reason[reason.word] = int(count)
-    notes = _fallbacks(index.classes, selection)
     no_kept = [row["name"] for row in classes.to_pylist() if row["samples"] and not row["kept"]]
     if no_kept:
-        notes.append(f"nothing is kept of: {', '.join(no_kept)}")
-    wandering = int(np.count_nonzero(~selection.fit.converged_K & (selection.rule_K == BY_CLASS)))
-    if wandering:
-        notes.append(f"{wandering} class mixtures had not converged when their steps ran out")
-    notes += reviewed.notes
-    judged = selection.p_clean_N
-    return StageResult(
-        counts=counts,
-        facts={
-            "by_reason": by_reason,
-            "decisions": reviewed.applied,
-            "kept_fraction_by_tau": {f"{tau:.2f}": float(np.mean(judged > tau)) for tau in TAUS},
-            "pooled_mixture": _pooled(selection),
-            "within_1e-4_of_tau": int(np.count_nonzero(np.abs(judged - config.tau) < 1e-4)),
-            "rules": {
-                name: int(np.count_nonzero(selection.rule_K == rule))
-                for rule, name in enumerate(RULES)
-            },
+        notes = [*notes, f"nothing is kept of: {', '.join(no_kept)}"]
+    kept, noise = expected_noise(judged.p_clean_R, TAUS)
+    facts: dict[str, Any] = {
+        "by_reason": by_reason,
+        "decisions": reviewed.applied,
+        "tau": tau,
+        "kept_fraction_by_tau": {f"{at:.2f}": share for at, share in zip(TAUS, kept, strict=True)},
+        "within_1e-4_of_tau": int(np.count_nonzero(np.abs(judged.p_clean_R - tau) < 1e-4)),
+    }
+    if judged.cleaning is not None:
+        facts["expected_noise_by_tau"] = {
+            f"{at:.2f}": None if np.isnan(share) else share
+            for at, share in zip(TAUS, noise, strict=True)
+        }
+        facts |= _estimates(judged.cleaning)
+    else:
+        facts |= _mixture_facts(judged.selection)
+        notes = [*_fallbacks(index.classes, judged.selection), *notes]
+        notes += _wandering(judged.selection)
+    return StageResult(counts=counts, facts=facts, notes=[*notes, *reviewed.notes])
+
+
+def _estimates(cleaning: Cleaning) -> dict[str, Any]:
+    rate = noise_rate(cleaning.p_clean_N, cleaning.rate_F)
+    return {
+        "noise_rate": {"estimate": rate.rate, "low": rate.low, "high": rate.high, "level": 0.95},
+        "opinions": dict(zip(cleaning.opinions, cleaning.weight_M.tolist(), strict=True)),
+        "log_likelihood": list(cleaning.log_likelihood),
+    }
+
+
+def _mixture_facts(selection: Selection) -> dict[str, Any]:
+    return {
+        "pooled_mixture": _pooled(selection),
+        "rules": {
+            name: int(np.count_nonzero(selection.rule_K == rule)) for rule, name in enumerate(RULES)
         },
-        notes=notes,
-    )
+    }
+
+
+def _wandering(selection: Selection) -> list[str]:
+    count = int(np.count_nonzero(~selection.fit.converged_K & (selection.rule_K == BY_CLASS)))
+    return [f"{count} class mixtures had not converged when their steps ran out"] if count else []

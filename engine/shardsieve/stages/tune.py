@@ -148,7 +148,8 @@ def tune(
     decided_N = kept_N[reviewed_N]
     for epoch in range(config.epochs):
         start = time.monotonic()
-        if epoch and config.reselect == "epoch":
+        # The mixtures of `turn` are fitted anew; what `best` kept stays, as its p_clean is surer.
+        if epoch and config.reselect == "epoch" and select_config.recipe == "turn":
             losses_N = _losses(tuning, usable_N, backend)
             images += int(usable_N.sum())
             kept_N = _reselect(index, losses_N, select_config, q, backend)

@@ -1,0 +1,151 @@
+"""Which class a sample is of, given several opinions and a label that may be wrong.
+
+P(given = j | x) = sum over i of P(i | x) T[i, j]: P from a weighted sum of logits, T the transition
+matrix. Both are fitted to labels that none of the logits have seen, so that their likelihood says
+how good they are although every label may be wrong.
+
+Shapes: M logits per sample and class, N samples, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+
+# Added to every count of the transition matrix: half a sample (Jeffreys).
+_PRIOR = 0.5
+_LEAST = 1e-300
+# Of L-BFGS-B; the logarithms of T start and stay within these.
+_STEPS, _LEAST_START, _WIDEST = 60, 1e-4, 14.0
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseModel:
+    """Weights of the opinions and the transition matrix.
+
+    Attributes:
+        weight_M: (M,) f64 >= 0, of each set of logits.
+        transition_KK: (K, K) f64, P(given = column | true = row).
+        log_likelihood: Mean log P(given | x), nats.
+    """
+
+    weight_M: npt.NDArray[np.float64]
+    transition_KK: npt.NDArray[np.float64]
+    log_likelihood: float
+
+
+def diffuse_transition(n_classes: int, kept: float = 0.5) -> npt.NDArray[np.float64]:
+    """Returns a matrix to start from: `kept` on the diagonal, the rest spread evenly."""
+    if n_classes == 1:
+        return np.ones((1, 1))
+    rest = (1 - kept) / (n_classes - 1)
+    return np.full((n_classes, n_classes), rest) + (kept - rest) * np.eye(n_classes)
+
+
+def class_probabilities(
+    logits_MNK: npt.NDArray[np.floating], weight_M: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns (N, K) P(i | x): softmax of the weighted sum of logits."""
+    total_NK = np.tensordot(weight_M, logits_MNK, 1)
+    total_NK -= total_NK.max(1, keepdims=True)
+    np.exp(total_NK, out=total_NK)
+    total_NK /= total_NK.sum(1, keepdims=True)
+    return total_NK
+
+
+def responsibilities(
+    probability_NK: npt.NDArray[np.float64],
+    label_N: npt.NDArray[np.integer],
+    transition_KK: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Returns (N, K) P(true = i | x, given): proportional to P(i | x) T[i, given]."""
+    joint_NK = probability_NK * transition_KK.T[label_N]
+    joint_NK /= np.maximum(joint_NK.sum(1, keepdims=True), _LEAST)
+    return joint_NK
+
+
+def fit_transition(
+    probability_NK: npt.NDArray[np.float64],
+    label_N: npt.NDArray[np.integer],
+    start_KK: npt.NDArray[np.float64],
+    steps: int,
+) -> npt.NDArray[np.float64]:
+    """Estimates T by expectation maximisation with P(i | x) held fixed."""
+    n_classes = len(start_KK)
+    order = np.argsort(label_N, kind="stable")
+    edges = np.searchsorted(label_N[order], np.arange(n_classes + 1))
+    grouped_NK, grouped_N = probability_NK[order], label_N[order]
+    transition_KK = start_KK
+    for _ in range(steps):
+        posterior_NK = responsibilities(grouped_NK, grouped_N, transition_KK)
+        counts_KK = np.full((n_classes, n_classes), _PRIOR)
+        for given in range(n_classes):
+            counts_KK[:, given] += posterior_NK[edges[given] : edges[given + 1]].sum(0)
+        transition_KK = counts_KK / counts_KK.sum(1, keepdims=True)
+    return transition_KK
+
+
+def fit_noise_model(
+    logits_MNK: npt.NDArray[np.floating],
+    label_N: npt.NDArray[np.integer],
+    start: NoiseModel,
+) -> NoiseModel:
+    """Fits weights and transition matrix to labels that the logits have not seen.
+
+    Both at once by L-BFGS-B on the likelihood, T behind a softmax per row (turning about between
+    the two converges far more slowly). Weights are not negative, so that p_clean rises with every
+    opinion.
+    """
+    n_opinions, n_samples, n_classes = logits_MNK.shape
+    given_NK = np.zeros((n_samples, n_classes))
+    given_NK[np.arange(n_samples), label_N] = 1
+
+    def cost(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        transition_KK = _rows(values[n_opinions:], n_classes)
+        probability_NK = class_probabilities(logits_MNK, values[:n_opinions])
+        joint_NK = probability_NK * transition_KK.T[label_N]
+        evidence_N = np.maximum(joint_NK.sum(1), _LEAST)
+        # d log P(given | x) / d logit = P(true | x, given) - P(true | x)
+        posterior_NK = joint_NK / evidence_N[:, None]
+        pull_NK = posterior_NK - probability_NK
+        slope_M = [np.vdot(pull_NK, logits_NK) for logits_NK in logits_MNK]
+        counts_KK = posterior_NK.T @ given_NK + _PRIOR
+        slope_KK = counts_KK - counts_KK.sum(1, keepdims=True) * transition_KK
+        value = np.log(evidence_N).sum() + _PRIOR * np.log(np.maximum(transition_KK, _LEAST)).sum()
+        return -value / n_samples, -np.concatenate([slope_M, slope_KK.ravel()]) / n_samples
+
+    found = minimize(
+        cost,
+        np.concatenate(
+            [start.weight_M, np.log(np.maximum(start.transition_KK, _LEAST_START)).ravel()]
+        ),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, None)] * n_opinions + [(-_WIDEST, _WIDEST)] * n_classes**2,
+        options={"maxiter": _STEPS},
+    ).x
+    weight_M, transition_KK = found[:n_opinions], _rows(found[n_opinions:], n_classes)
+    return NoiseModel(
+        weight_M, transition_KK, log_likelihood(logits_MNK, label_N, weight_M, transition_KK)
+    )
+
+
+def log_likelihood(
+    logits_MNK: npt.NDArray[np.floating],
+    label_N: npt.NDArray[np.integer],
+    weight_M: npt.NDArray[np.float64],
+    transition_KK: npt.NDArray[np.float64],
+) -> float:
+    """Returns the mean log P(given | x), nats."""
+    joint_NK = class_probabilities(logits_MNK, weight_M) * transition_KK.T[label_N]
+    return float(np.log(np.maximum(joint_NK.sum(1), _LEAST)).mean())
+
+
+def _rows(values: npt.NDArray[np.float64], n_classes: int) -> npt.NDArray[np.float64]:
+    raw_KK = values.reshape(n_classes, n_classes)
+    transition_KK = np.exp(raw_KK - raw_KK.max(1, keepdims=True))
+    transition_KK /= transition_KK.sum(1, keepdims=True)
+    return np.asarray(transition_KK)

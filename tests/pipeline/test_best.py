@@ -1,0 +1,77 @@
+"""The recipe `best` through the whole line."""
+
+import json
+
+import numpy as np
+import pytest
+
+import shardsieve
+from shardsieve.data.table import read_ipc
+from shardsieve.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def finished(shards, settings, tmp_path_factory):
+    config = settings(select__recipe="best", select__folds=3)
+    return shardsieve.clean(shards.patterns, tmp_path_factory.mktemp("best"), config)
+
+
+def test_finds_planted_noise_and_suggests_labels(finished, shards):
+    scores = finished.scores.to_pydict()
+    kept = dict(zip(scores["key"], scores["kept"], strict=True))
+    wrong = shards.wrong
+    assert np.mean([not kept[key] for key in wrong]) > 0.9
+    assert np.mean([kept[key] for key in kept if key not in wrong]) > 0.9
+    suggested = dict(zip(scores["key"], scores["suggested_label"], strict=True))
+    assert np.mean([suggested[key] == shards.true[key] for key in wrong]) > 0.9
+    assert not {"agreement", "margin_unseen", "suggestion_confidence", "distance"} - scores.keys()
+    assert np.median(scores["distance"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_record_holds_rate_and_matrix(finished, shards):
+    facts = json.loads((finished.path / "select" / "stage.json").read_text())["facts"]
+    rate = facts["noise_rate"]
+    truth = len(shards.wrong) / len(shards.given)
+    assert rate["low"] <= truth <= rate["high"]
+    assert list(facts["expected_noise_by_tau"].values()) == sorted(
+        facts["expected_noise_by_tau"].values(), reverse=True
+    )
+    matrix = read_ipc(finished.path / "select" / "transition.arrow")
+    given = np.array(matrix.column("given").to_pylist())
+    np.testing.assert_allclose(given.sum(1), 1)
+    classes = finished.classes.to_pydict()
+    assert set(classes["rule"]) == {"posterior"}
+    np.testing.assert_allclose(1 - np.diag(given), classes["noise_true"])
+    assert not (finished.path / "select" / "points.npy").exists()
+
+
+def test_quotas_and_target_purity(shards, settings, tmp_path):
+    config = settings(
+        select__recipe="best", select__folds=3, select__cap=20, select__target_purity=0.99
+    )
+    run = shardsieve.clean(shards.patterns, tmp_path, config)
+    scores = run.scores.to_pydict()
+    reasons = [str(reason) for reason in scores["reason"]]
+    labels = np.array(scores["label"])[np.array(scores["kept"])]
+    assert np.bincount(labels).tolist() == [20, 20, 20]
+    assert "over_quota" in reasons
+    manifest = run.manifest.counts
+    assert manifest.kept + sum(manifest.removed.values()) == manifest.samples_in
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"select__cap": 3, "select__floor": 5}, "below floor"),
+        ({"select__recipe": "turn", "select__target_purity": 0.9}, "recipe = best"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, values, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**values)
+
+
+def test_tau_follows_the_recipe(settings):
+    assert settings(select__recipe="best").select.tau == 0.5
+    assert settings(select__recipe="turn").select.tau == 0.6
+    assert settings(select__recipe="best", select__tau=0.7).select.tau == 0.7
