@@ -27,7 +27,7 @@ def objective(heads, head, spec, values, given):
     logits = heads.logits(torch.from_numpy(values))[:, head].double()
     log_p = torch.log_softmax(logits, 1)[torch.arange(len(given)), given.astype(int)]
     loss = -log_p if spec.q == 0 else -torch.expm1(spec.q * log_p) / spec.q
-    penalty = spec.l2 / 2 * heads.weight_DHK[:, head].double().square().sum()
+    penalty = spec.l2 * 6**-spec.q / 2 * heads.weight_DHK[:, head].double().square().sum()
     return float(loss.mean() + penalty)
 
 

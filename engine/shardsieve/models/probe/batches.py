@@ -21,7 +21,7 @@ _BLOCK_BYTES = 256 * 2**20
 # Rows that stay together when more than one block is shuffled: 100 KB read in one go.
 _RUN = 64
 # Rows scaled together, so that they stay in the cache between gathering, widening and scaling.
-_TILE = 512
+_TILE = 256
 _GPU_SLACK_BYTES = 2 * 2**30
 
 Piece = tuple[torch.Tensor, Any]
@@ -98,9 +98,9 @@ class Streamed:
         )
         for part, block in blocks:
             for start in range(0, len(block), self._piece_rows):
-                inside = np.arange(start, min(start + self._piece_rows, len(block)))
+                inside = block[start : start + self._piece_rows]
                 where = slice(part.start + start, part.start + start + len(inside))
-                yield self._scaled(block, inside), where
+                yield self._scaled(inside, None), where
 
     def sample(self, n_rows: int) -> Iterator[Piece]:
         """See `Batches`."""
@@ -136,11 +136,16 @@ class Streamed:
             piece = inside[start : start + self._piece_rows]
             yield self._scaled(block, piece), positions[piece]
 
-    def _scaled(self, block: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        inputs = self._inputs[: len(rows)]
-        for start in range(0, len(rows), _TILE):
+    def _scaled(
+        self, block: npt.NDArray[Any], rows: npt.NDArray[np.int64] | None
+    ) -> torch.Tensor:
+        """Scales some rows, None for all in their order."""
+        inputs = self._inputs[: len(block if rows is None else rows)]
+        for start in range(0, len(inputs), _TILE):
             tile = inputs[start : start + _TILE]
-            tile.copy_(torch.from_numpy(np.take(block, rows[start : start + _TILE], axis=0)))
+            part = slice(start, start + _TILE)
+            taken = block[part] if rows is None else np.take(block, rows[part], axis=0)
+            tile.copy_(torch.from_numpy(taken))
             self._scaling.apply_(tile)
         return inputs
 

@@ -20,7 +20,7 @@ class HeadSpec:
         q: Of generalised cross entropy, in [0, 1]; 0 is cross entropy.
         lr: Peak step size of `minibatch`.
         weight_decay: Decoupled weight decay of `minibatch`.
-        l2: Penalty l2 / 2 |W|^2 of `mm`, beside the mean loss of a sample; the bias has none.
+        l2: Penalty l2 K^-q / 2 |W|^2 of `mm`, beside the mean loss; the bias has none.
         fold: The head never sees samples of this fold; None sees all.
         seed: None starts `minibatch` from zero, a number from small normal weights of its own.
     """
@@ -28,7 +28,7 @@ class HeadSpec:
     q: float = 0.7
     lr: float = 1e-3
     weight_decay: float = 1e-2
-    l2: float = 3e-3
+    l2: float = 0.05
     fold: int | None = None
     seed: int | None = None
 

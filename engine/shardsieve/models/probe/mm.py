@@ -46,7 +46,9 @@ class Passes:
         device = losses.q_H.device
         self._batches, self._targets, self._losses = batches, targets, losses
         self.shape = (-1, len(specs), n_classes)
-        self._l2_H = torch.tensor([spec.l2 for spec in specs], device=device)
+        # At zero weights every p^q is K^-q, and so is the pull of the labels: a penalty that did not
+        # follow it would win at 100 classes where it is right for 10, and send all weights to zero.
+        self._l2_H = torch.tensor([spec.l2 * n_classes**-spec.q for spec in specs], device=device)
         self._factor_RH = torch.ones(n_rows, len(specs), device=device)
         self._no_q_H = torch.zeros_like(losses.q_H)
 
@@ -228,7 +230,7 @@ def _lower_bound(
 def _preconditioner(moments: Moments) -> torch.Tensor:
     dim = len(moments.sum_D)
     second = torch.empty(dim + 1, dim + 1, dtype=torch.float64, device=moments.sum_D.device)
-    second[:-1, :-1] = moments.gram_DD
+    second[:-1, :-1] = moments.gram()
     second[:-1, -1] = second[-1, :-1] = moments.sum_D
     second[-1, -1] = moments.weight
     second /= moments.weight

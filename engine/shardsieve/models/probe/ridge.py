@@ -16,6 +16,8 @@ from shardsieve.models.probe.targets import Targets
 
 # Samples from which the temperature is found.
 _TEMPERATURE_ROWS = 8192
+# Columns of X'X computed at a time, so that what lies below its diagonal is mostly left out.
+_PANEL = 192
 # Shares of the mean eigenvalue that the penalty is chosen from.
 _PENALTIES = torch.logspace(-6, 1, 29, dtype=torch.float64)
 
@@ -28,7 +30,7 @@ class Moments:
         weight: Sum of weights.
         sum_D: Of the features.
         count_K: Weight of each class.
-        gram_DD: X'X.
+        gram_DD: X'X on and above the diagonal; what lies below means nothing, see `gram`.
         cross_DK: X'Y, Y one column per class, 1 for the label.
     """
 
@@ -53,15 +55,26 @@ class Moments:
         """Adds samples; None weighs all 1."""
         inputs_BD = inputs_BD.float()
         weighted = inputs_BD if weight_B is None else inputs_BD * weight_B[:, None]
-        one_hot = torch.zeros(len(labels_B), len(self.count_K), device=inputs_BD.device)
-        one_hot.scatter_(1, labels_B.long()[:, None], 1.0)
-        counted = one_hot if weight_B is None else one_hot * weight_B[:, None]
-        self.weight += counted.sum()
-        self.count_K += counted.sum(0)
-        self.sum_D += weighted.sum(0)
+        weight_B = torch.ones_like(inputs_BD[:, 0]) if weight_B is None else weight_B
+        labels_B = labels_B.long()
+        n_classes = len(self.count_K)
+        if inputs_BD.device.type == "cpu":
+            self.count_K.index_add_(0, labels_B, weight_B.double())
+            sums_KD = inputs_BD.new_zeros(n_classes, inputs_BD.shape[1])
+            sums_DK = sums_KD.index_add_(0, labels_B, weighted).T
+        else:
+            # Sums by index are not the same twice there, and a product costs little.
+            one_hot = inputs_BD.new_zeros(len(labels_B), n_classes)
+            one_hot.scatter_(1, labels_B[:, None], 1.0)
+            self.count_K += weight_B @ one_hot
+            sums_DK = weighted.T @ one_hot
         # Products in f32, their sums over the pieces in f64.
-        self.gram_DD += weighted.T @ inputs_BD
-        self.cross_DK += weighted.T @ one_hot
+        self.weight += weight_B.sum()
+        self.cross_DK += sums_DK
+        self.sum_D += sums_DK.sum(1)
+        for start in range(0, inputs_BD.shape[1], _PANEL):
+            panel = weighted[:, start : start + _PANEL]
+            self.gram_DD[start : start + _PANEL, start:] += panel.T @ inputs_BD[:, start:]
 
     def minus(self, other: Moments | None) -> Moments:
         """Returns the moments without those samples."""
@@ -75,10 +88,15 @@ class Moments:
             self.cross_DK - other.cross_DK,
         )
 
+    def gram(self) -> torch.Tensor:
+        """Returns all of X'X, (D, D)."""
+        upper = self.gram_DD.triu()
+        return upper + upper.triu(1).T
+
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (D, D) covariance of the features and (D, K) with the classes, per sample."""
         mean_D = self.sum_D / self.weight
-        covariance = self.gram_DD / self.weight - torch.outer(mean_D, mean_D)
+        covariance = self.gram() / self.weight - torch.outer(mean_D, mean_D)
         cross = self.cross_DK / self.weight - torch.outer(mean_D, self.count_K / self.weight)
         return covariance, cross
 
@@ -203,6 +221,8 @@ def _scale_to_logits(view: torch.Tensor, batches: Batches, targets: Targets) -> 
         bend_H = (spread_BH * weight_BH).sum(0)
         move_H = (-slope_H / (factor_H * bend_H).clamp_min(1e-12)).clamp_(-1, 1)
         factor_H = (factor_H * move_H.exp()).clamp_(1e-2, 1e4)
+        if float(move_H.abs().max()) < 1e-5:
+            break
     view *= factor_H[:, None]
 
 

@@ -19,8 +19,9 @@ Normalise = Literal["standardise", "l2", "none"]
 # Added to the variance of each feature, as a share of the mean variance.
 _LEAST_VARIANCE = 0.01
 _TINY = 1e-12
-# Rows measured at a time, so that the f64 copies stay small.
+# Rows read at a time, and rows measured at a time: f32 that stay in the cache.
 _ROWS = 8192
+_TILE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class Scaling:
 def fit_scaling(
     features: FeatureSource, rows: npt.NDArray[np.int64], mode: Normalise, device: torch.device
 ) -> Scaling:
-    """Measures mean, standard deviation and length of the features in one pass, in f64.
+    """Measures mean, standard deviation and length of the features in one pass.
+
+    In f32 within 256 rows, less the mean of the first ones; their sums are added up in f64.
 
     Args:
         features: Cached features.
@@ -70,13 +73,14 @@ def fit_scaling(
     # Centred on the first rows, so that the variance keeps its digits (numerics: E[x^2] - m^2).
     centre: torch.Tensor | None = None
     for _, block in sequential(features, rows, _ROWS):
-        values = torch.from_numpy(block).double()
-        if mode == "l2":
-            lengths += float(values.norm(dim=1).sum())
-        centre = values.mean(0) if centre is None else centre
-        values -= centre
-        total += values.sum(0)
-        squares += values.square_().sum(0)
+        for tile in torch.from_numpy(block).split(_TILE):
+            if mode == "l2":
+                lengths += float(tile.double().norm(dim=1).sum())
+            if centre is None:
+                centre = tile.double().mean(0).float()
+            values = tile.float() - centre
+            total += values.sum(0)
+            squares += values.square_().sum(0)
     assert centre is not None, "callers pass at least one row"
     offset = total / len(rows)
     variance = (squares / len(rows) - offset.square()).clamp_min_(0)
@@ -84,5 +88,5 @@ def fit_scaling(
     # head folded onto plain features would have weights in the thousands there.
     scale = (variance + _LEAST_VARIANCE * variance.mean() + _TINY).rsqrt()
     return Scaling(
-        mode, (centre + offset).float().to(device), scale.float().to(device), lengths / len(rows)
+        mode, (centre.double() + offset).float().to(device), scale.float().to(device), lengths / len(rows)
     )
