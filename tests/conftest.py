@@ -13,8 +13,6 @@ from tiny import TinyShards, write_shards
 # Before torch is loaded, here and in the processes that tests start: with tiny networks a second
 # thread only waits, and where tests share a machine it waits at full speed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Numba would give torch as many threads as it has itself.
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile(
     "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -116,5 +117,9 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
     reason = why_unavailable(backend)
     if reason is not None:
         raise BackendUnavailable(backend, reason)
+    if backend == "cpu" and "OMP_NUM_THREADS" in os.environ:
+        # Numba hands its number of threads on to the OpenMP library that torch computes with. With
+        # another number sums are rounded in another way: results would depend on what ran before.
+        os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"].partition(",")[0])
     module = import_module(f"shardsieve_kernels.{op}.{backend}")
     return cast("Callable[..., Any]", getattr(module, op))

@@ -1,4 +1,5 @@
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -79,3 +80,18 @@ def test_importing_an_op_does_not_import_numba():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == "[]\n"
+
+
+def test_numba_leaves_torch_the_threads_that_it_was_given():
+    code = (
+        "import numpy as np, torch\n"
+        "from shardsieve_kernels.softmax_stats import softmax_stats\n"
+        "softmax_stats(np.ones((9, 3), np.float32), np.zeros(9, np.int32), backend='cpu')\n"
+        "print(torch.get_num_threads())\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("NUMBA_NUM_THREADS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == "1\n"
