@@ -168,7 +168,7 @@ def _best(case: Case, fold_N: npt.NDArray[np.int8]) -> tuple[Cleaning, Verdict]:
     )
     seconds = time.process_time() - start
     p_clean_N = cleaning.p_clean_N
-    return cleaning, Verdict(p_clean_N, p_clean_N > 0.5, True, seconds)
+    return cleaning, Verdict(p_clean_N, p_clean_N > 0.6, True, seconds)
 
 
 def _estimates(case: Case, cleaning: Cleaning, true_N: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -117,8 +117,7 @@ class SelectConfig(Section):
     """`turn`: a two-component Gaussian mixture on the losses of each class. `best`: the posterior
     under an estimated transition matrix, by classifiers that never saw the label they judge."""
     tau: float = Field(0.6, ge=0, lt=1)
-    """Keep a sample when its p_clean is greater than this. Default: 0.6 (TURN), 0.5 for `best`,
-    whose p_clean is a probability."""
+    """Keep a sample when its p_clean is greater than this."""
     target_purity: float | None = Field(None, gt=0, lt=1)
     """In place of tau: keep as many samples as possible such that this share of the kept labels is
     expected to be right. Needs the recipe `best`, whose p_clean is a probability."""
@@ -138,13 +137,6 @@ class SelectConfig(Section):
     reg_covar: float = Field(5e-4, ge=0)
     """Added to both variances. `converged` fits losses scaled to [0, 1] within each class, so that
     it has no unit; `sklearn-compatible` fits them as they are, in nats squared."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tau_of_recipe(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("recipe") == "best":
-            return {"tau": 0.5, **values}
-        return values
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

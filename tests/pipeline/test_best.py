@@ -69,9 +69,3 @@ def test_quotas_and_target_purity(shards, settings, tmp_path):
 def test_settings_that_contradict_each_other(settings, values, message):
     with pytest.raises(ConfigError, match=message):
         settings(**values)
-
-
-def test_tau_follows_the_recipe(settings):
-    assert settings(select__recipe="best").select.tau == 0.5
-    assert settings(select__recipe="turn").select.tau == 0.6
-    assert settings(select__recipe="best", select__tau=0.7).select.tau == 0.7
