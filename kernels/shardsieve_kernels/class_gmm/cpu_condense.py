@@ -43,7 +43,7 @@ def condense(z_N, deviation):  # type: ignore[no-untyped-def]
             return points_M[:0], weights_M[:0]
         last = min(start + most, n)
         end = z_N[start] + width
-        stop = start + 1
+        stop = last if z_N[last - 1] <= end else start + 1
         while stop < last and z_N[stop] <= end:
             stop += 1
         size += _nodes(z_N[start:stop], points_M[size : size + 3], weights_M[size : size + 3])

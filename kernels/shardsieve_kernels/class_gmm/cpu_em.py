@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
-from shardsieve_kernels._vector import exp_nonpositive, log1p_unit
+from shardsieve_kernels._vector import artanh_third, exp_nonpositive_14
 from shardsieve_kernels.class_gmm.cpu_condense import condense
 from shardsieve_kernels.class_gmm.reference import EMPTY_GUARD, JUMP_LIMIT, MEAN_TIE, SPLIT_TIE
 
@@ -20,6 +20,8 @@ _SUMS = {"reassoc", "contract", "arcp", "nsz"}
 # Factors of the likelihood lie in (1, 2]: a product of this many stays far inside float64, and
 # one logarithm does for all of them.
 _BLOCK = 256
+# Cuts of the first split are searched in blocks of this many.
+_CUTS = 64
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -88,33 +90,62 @@ def _sum_of_powers(z_N, about, power):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _two_means(z_N):  # type: ignore[no-untyped-def]
-    """How many values lie below the cut of the first of the best two-means splits."""
+    """How many values lie below the cut of the first of the best two-means splits.
+
+    Only blocks of cuts that may hold one are searched.
+    """
     n = len(z_N)
-    n_blocks = (n + _BLOCK - 1) // _BLOCK
-    below_B, best_B = np.empty(n_blocks), np.empty(n_blocks)
-    sums, gains = np.empty(_BLOCK), np.empty(_BLOCK)
-    total = 0.0
+    n_blocks = (n + _CUTS - 1) // _CUTS
+    below_B, bound_B = np.zeros(n_blocks + 1), np.empty(n_blocks)
+    best_B = np.full(n_blocks, -1.0)
     for block in range(n_blocks):
-        below_B[block] = total
-        total = _gains(z_N, block * _BLOCK, total, sums, gains)
-        best_B[block] = gains.max()
+        z_block = z_N[block * _CUTS : (block + 1) * _CUTS]
+        below_B[block + 1] = below_B[block] + _sum_of_powers(z_block, 0.0, 1)
+        bound_B[block] = _bound(z_block, block * _CUTS, n, below_B[block], below_B[block + 1])
+    sums, gains = np.empty(_CUTS), np.empty(_CUTS)
+    best = -1.0
+    # From the most promising block on, which leaves little to search in the others.
+    top = np.where(bound_B < np.inf, bound_B, -1.0).argmax()
+    for turn in range(n_blocks):
+        block = (top + turn) % n_blocks
+        if bound_B[block] >= best * (1 - SPLIT_TIE):
+            _gains(z_N, block * _CUTS, below_B[block], sums, gains)
+            best_B[block] = gains.max()
+            best = max(best, best_B[block])
     # Found twice, so that any split within SPLIT_TIE of the best can be the first one.
-    enough = best_B.max() * (1 - SPLIT_TIE)
+    enough = best * (1 - SPLIT_TIE)
     block = 0
     while best_B[block] < enough:
         block += 1
-    _gains(z_N, block * _BLOCK, below_B[block], sums, gains)
+    _gains(z_N, block * _CUTS, below_B[block], sums, gains)
     i = 0
     while gains[i] < enough:
         i += 1
-    return block * _BLOCK + i + 1
+    return block * _CUTS + i + 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _bound(z_block, first, n, below, after):  # type: ignore[no-untyped-def]
+    """A gain that no cut after one of the values of a block exceeds.
+
+    The sum of the values below a cut falls as long as they are negative, then it rises. Where they
+    do not change their sign its size is therefore largest at an end of the block, and
+    s (n - s) is always least at an end.
+    """
+    if z_block[0] < 0 < z_block[-1]:
+        return np.inf
+    size, last = np.float64(first + 1), np.float64(min(first + len(z_block), n - 1))
+    largest = max(abs(below), abs(after))
+    least = min(size * (n - size), last * (n - last))
+    # What rounding may add.
+    return largest * largest / least * (1 + 1e-9) if least > 0 else np.inf
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _gains(z_N, first, total, sums, gains):  # type: ignore[no-untyped-def]
-    """Write the gains of the cuts after a block's values, -1 for no cut; return the sum so far."""
+    """Write the gains of the cuts after a block's values, -1 for no cut."""
     n = len(z_N)
-    last = min(first + _BLOCK, n - 1)
+    last = min(first + _CUTS, n - 1)
     for i in range(first, last):
         total += z_N[i]
         sums[i - first] = total
@@ -123,7 +154,6 @@ def _gains(z_N, first, total, sums, gains):  # type: ignore[no-untyped-def]
         gain = sums[i - first] * sums[i - first] / (size * (n - size))
         gains[i - first] = -1.0 if z_N[i] == z_N[i + 1] else gain
     gains[last - first :] = -1.0
-    return total
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -169,7 +199,7 @@ def _sums(z_N, c0, c1, m0, m1, h0, h1):  # type: ignore[no-untyped-def]
             q1 = d1 * d1
             j0 = c0 - h0 * q0
             j1 = c1 - h1 * q1
-            small = exp_nonpositive(-abs(j0 - j1))
+            small = exp_nonpositive_14(-abs(j0 - j1))
             larger = 1.0 / (1.0 + small)
             smaller = small * larger
             r0 = larger if j0 >= j1 else smaller
@@ -197,12 +227,16 @@ def _weighted_sums(z_N, weights_N, c0, c1, m0, m1, h0, h1):  # type: ignore[no-u
         q1 = d1 * d1
         j0 = c0 - h0 * q0
         j1 = c1 - h1 * q1
-        small = exp_nonpositive(-abs(j0 - j1))
-        larger = weights_N[i] / (1.0 + small)
+        small = exp_nonpositive_14(-abs(j0 - j1))
+        # One division gives both 1 / (1 + small) and small / (2 + small).
+        per = 1.0 / ((1.0 + small) * (2.0 + small))
+        larger = weights_N[i] * (per * (2.0 + small))
         smaller = small * larger
         r0 = larger if j0 >= j1 else smaller
         r1 = smaller if j0 >= j1 else larger
-        likelihood += weights_N[i] * ((j0 if j0 >= j1 else j1) + log1p_unit(small))
+        likelihood += weights_N[i] * (
+            (j0 if j0 >= j1 else j1) + 2 * artanh_third(small * (per * (1.0 + small)))
+        )
         n0 += r0
         n1 += r1
         first0 += r0 * d0
