@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 _LOG2_E = 1.4426950408889634
+_LN2 = 0.6931471805599453
 # log 2 in two parts: whole multiples of the first are exact.
 _LN2_HIGH = 0.693147180369123816490
 _LN2_LOW = 1.90821492927058770002e-10
@@ -43,6 +44,30 @@ def exp_nonpositive(x):  # type: ignore[no-untyped-def]
     p = p * r + 1.0
     # 2^n, by its exponent bits.
     return p * np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
+
+
+@njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
+def exp_nonpositive_14(x):  # type: ignore[no-untyped-def]
+    """exp(x) for x <= 0, to 1.6e-14 + 2e-16 |x| of itself; what is below -700 counts as -700.
+
+    The polynomial has degree 9 and the least largest relative error on |r| <= log(2) / 2 (1.5e-14)
+    of those that are 1 at 0, so exp(0) is exactly 1. Its terms are added as a tree: a loop over
+    samples waits for the chain of additions, not for their number.
+    """
+    x = max(x, -700.0)
+    marked = x * _LOG2_E + _TO_WHOLE
+    r = x - (marked - _TO_WHOLE) * _LN2
+    s = r * r
+    p8 = r * 2.7476764840282407e-06 + 2.4882004265589587e-05
+    p6 = r * 0.0001984160319145348 + 0.0013888808175532797
+    p4 = r * 0.008333333007673055 + 0.04166666698526905
+    p2 = r * 0.16666666667746177 + 0.4999999999961018
+    p0 = r * 0.9999999999999132 + 1.0
+    p = ((p8 * s + p6) * s + p4) * (s * s) + (p2 * s + p0)
+    # Times 2^n, by adding n to its exponent bits.
+    return np.int64(np.float64(p).view(np.int64) + (np.float64(marked).view(np.int64) << 52)).view(
+        np.float64
+    )
 
 
 @njit(error_model="numpy", fastmath={"contract"}, inline="always")
@@ -113,28 +138,18 @@ def log1p_nonnegative(x):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
-def log1p_unit(x):  # type: ignore[no-untyped-def]
-    """log(1 + x) for 0 <= x <= 1, to a few units in the last place.
+def artanh_third(s):  # type: ignore[no-untyped-def]
+    """artanh(s) for 0 <= s <= 1/3, to 2e-15 of itself; log(1 + x) is 2 artanh(x / (2 + x)).
 
-    It is 2 artanh(s) with s = x / (2 + x) <= 1/3, whose series is cut after s^29.
+    s times a polynomial in s^2 with the least largest relative error, its terms added as a tree.
     """
-    s = x / (2.0 + x)
     t = s * s
-    p = t * (1 / 29) + 1 / 27
-    p = p * t + 1 / 25
-    p = p * t + 1 / 23
-    p = p * t + 1 / 21
-    p = p * t + 1 / 19
-    p = p * t + 1 / 17
-    p = p * t + 1 / 15
-    p = p * t + 1 / 13
-    p = p * t + 1 / 11
-    p = p * t + 1 / 9
-    p = p * t + 1 / 7
-    p = p * t + 1 / 5
-    p = p * t + 1 / 3
-    p = p * t + 1.0
-    return 2.0 * s * p
+    u = t * t
+    p7 = t * 0.09387413401664267 + 0.05868760556294069
+    p5 = t * 0.07786025448545314 + 0.09084603971683575
+    p3 = t * 0.11111358151477709 + 0.1428570887505209
+    p1 = t * 0.20000000059185008 + 0.3333333333308456
+    return s * ((((p7 * u + p5) * u + p3) * u + p1) * t + 1.0000000000000018)
 
 
 # Told that there is no NaN, LLVM takes the maximum of many numbers at a time.

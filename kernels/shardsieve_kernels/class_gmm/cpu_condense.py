@@ -43,7 +43,7 @@ def condense(z_N, deviation):  # type: ignore[no-untyped-def]
             return points_M[:0], weights_M[:0]
         last = min(start + most, n)
         end = z_N[start] + width
-        stop = start + 1
+        stop = last if z_N[last - 1] <= end else start + 1
         while stop < last and z_N[stop] <= end:
             stop += 1
         size += _nodes(z_N[start:stop], points_M[size : size + 3], weights_M[size : size + 3])
@@ -111,8 +111,11 @@ def _three_nodes(n, mean, half, a1, a2, b1, b2, points_3, weights_3):  # type: i
     reach = math.sqrt(max(-p / 3, 0.0))
     cosine = -q / (2 * reach * reach * reach)
     angle = math.acos(min(max(cosine, -1.0), 1.0)) / 3
+    along, across = math.cos(angle), math.sqrt(0.75) * math.sin(angle)
     for i in range(3):
-        t = 2 * reach * math.cos(angle - i * (2 * math.pi / 3)) - c2 / 3
+        # The cosine of angle - i 2 pi / 3.
+        turned = along if i == 0 else (across if i == 1 else -across) - 0.5 * along
+        t = 2 * reach * turned - c2 / 3
         quadratic = (t - a1) * t - b1
         points_3[i] = mean + half * t
         weights_3[i] = n / (1 + t * t / b1 + quadratic * quadratic / (b1 * b2))

@@ -1,4 +1,4 @@
-"""The mixture of one class with Numba: start, EM maps, SQUAREM, scores. All of it float64.
+"""The mixture of one class with Numba: EM maps, SQUAREM, scores. All of it float64.
 
 The algorithm is that of reference.py. A mixture is six numbers here:
 weight 0, weight 1, mean 0, mean 1, variance 0, variance 1.
@@ -11,9 +11,10 @@ import math
 import numpy as np
 from numba import njit
 
-from shardsieve_kernels._vector import exp_nonpositive, log1p_unit
+from shardsieve_kernels._vector import artanh_third, exp_nonpositive_14
 from shardsieve_kernels.class_gmm.cpu_condense import condense
-from shardsieve_kernels.class_gmm.reference import EMPTY_GUARD, JUMP_LIMIT, MEAN_TIE, SPLIT_TIE
+from shardsieve_kernels.class_gmm.cpu_start import kept_variance, start
+from shardsieve_kernels.class_gmm.reference import EMPTY_GUARD, JUMP_LIMIT, MEAN_TIE
 
 # Reassociation lets LLVM sum in vector lanes. Nothing here supposes that NaN does not occur.
 _SUMS = {"reassoc", "contract", "arcp", "nsz"}
@@ -30,7 +31,7 @@ def fit(z_N, settings, deviation, out_6):  # type: ignore[no-untyped-def]
     Returns:
         Maps done, whether the stop rule was met, and the mean log-likelihood of the mixture.
     """
-    _start(z_N, settings, out_6)
+    start(z_N, settings, out_6)
     if settings.accelerate:
         points_M, weights_M = condense(z_N, deviation)
         if len(points_M):
@@ -50,7 +51,10 @@ def _by_points(z_N, points_M, weights_M, settings, out_6):  # type: ignore[no-un
         return n_iter, False, likelihood
     # All samples have the last word: where one more map moves nothing, the points were right.
     n_iter += 1
-    step = np.abs(_free(one_6) - _free(out_6)).max()
+    before_5, after_5 = np.empty(5), np.empty(5)
+    _free(out_6, before_5)
+    _free(one_6, after_5)
+    step = _largest_step(before_5, after_5)
     out_6[:] = one_6
     if step <= settings.step_stop:
         return n_iter, True, likelihood
@@ -61,69 +65,6 @@ def _by_points(z_N, points_M, weights_M, settings, out_6):  # type: ignore[no-un
 @njit(nogil=True, cache=True, error_model="numpy")
 def _likelihood(z_N, settings, mixture_6):  # type: ignore[no-untyped-def]
     return em_map(z_N, z_N[:0], mixture_6, settings, np.empty(6))
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _start(z_N, settings, out_6):  # type: ignore[no-untyped-def]
-    """M step from the exact two-means split."""
-    n = len(z_N)
-    cut = _two_means(z_N)
-    for part in range(2):
-        z_part = z_N[:cut] if part == 0 else z_N[cut:]
-        count = len(z_part) + EMPTY_GUARD
-        mean = _sum_of_powers(z_part, 0.0, 1) / count
-        out_6[part] = count / (n + 2 * EMPTY_GUARD)
-        out_6[2 + part] = mean
-        out_6[4 + part] = _kept_variance(_sum_of_powers(z_part, mean, 2) / count, settings)
-
-
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
-def _sum_of_powers(z_N, about, power):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for i in range(len(z_N)):
-        d = z_N[i] - about
-        total += d if power == 1 else d * d
-    return total
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _two_means(z_N):  # type: ignore[no-untyped-def]
-    """How many values lie below the cut of the first of the best two-means splits."""
-    n = len(z_N)
-    n_blocks = (n + _BLOCK - 1) // _BLOCK
-    below_B, best_B = np.empty(n_blocks), np.empty(n_blocks)
-    sums, gains = np.empty(_BLOCK), np.empty(_BLOCK)
-    total = 0.0
-    for block in range(n_blocks):
-        below_B[block] = total
-        total = _gains(z_N, block * _BLOCK, total, sums, gains)
-        best_B[block] = gains.max()
-    # Found twice, so that any split within SPLIT_TIE of the best can be the first one.
-    enough = best_B.max() * (1 - SPLIT_TIE)
-    block = 0
-    while best_B[block] < enough:
-        block += 1
-    _gains(z_N, block * _BLOCK, below_B[block], sums, gains)
-    i = 0
-    while gains[i] < enough:
-        i += 1
-    return block * _BLOCK + i + 1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _gains(z_N, first, total, sums, gains):  # type: ignore[no-untyped-def]
-    """Write the gains of the cuts after a block's values, -1 for no cut; return the sum so far."""
-    n = len(z_N)
-    last = min(first + _BLOCK, n - 1)
-    for i in range(first, last):
-        total += z_N[i]
-        sums[i - first] = total
-    for i in range(first, last):
-        size = np.float64(i + 1)
-        gain = sums[i - first] * sums[i - first] / (size * (n - size))
-        gains[i - first] = -1.0 if z_N[i] == z_N[i + 1] else gain
-    gains[last - first :] = -1.0
-    return total
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -149,8 +90,8 @@ def em_map(z_N, weights_N, mixture_6, settings, out_6):  # type: ignore[no-untyp
     out_6[1] = n1 / (n0 + n1)
     out_6[2] = m0 + s0
     out_6[3] = m1 + s1
-    out_6[4] = _kept_variance(second0 / n0 - s0 * s0, settings)
-    out_6[5] = _kept_variance(second1 / n1 - s1 * s1, settings)
+    out_6[4] = kept_variance(second0 / n0 - s0 * s0, settings)
+    out_6[5] = kept_variance(second1 / n1 - s1 * s1, settings)
     return likelihood / n
 
 
@@ -169,7 +110,7 @@ def _sums(z_N, c0, c1, m0, m1, h0, h1):  # type: ignore[no-untyped-def]
             q1 = d1 * d1
             j0 = c0 - h0 * q0
             j1 = c1 - h1 * q1
-            small = exp_nonpositive(-abs(j0 - j1))
+            small = exp_nonpositive_14(-abs(j0 - j1))
             larger = 1.0 / (1.0 + small)
             smaller = small * larger
             r0 = larger if j0 >= j1 else smaller
@@ -197,12 +138,16 @@ def _weighted_sums(z_N, weights_N, c0, c1, m0, m1, h0, h1):  # type: ignore[no-u
         q1 = d1 * d1
         j0 = c0 - h0 * q0
         j1 = c1 - h1 * q1
-        small = exp_nonpositive(-abs(j0 - j1))
-        larger = weights_N[i] / (1.0 + small)
+        small = exp_nonpositive_14(-abs(j0 - j1))
+        # One division gives both 1 / (1 + small) and small / (2 + small).
+        per = 1.0 / ((1.0 + small) * (2.0 + small))
+        larger = weights_N[i] * (per * (2.0 + small))
         smaller = small * larger
         r0 = larger if j0 >= j1 else smaller
         r1 = smaller if j0 >= j1 else larger
-        likelihood += weights_N[i] * ((j0 if j0 >= j1 else j1) + log1p_unit(small))
+        likelihood += weights_N[i] * (
+            (j0 if j0 >= j1 else j1) + 2 * artanh_third(small * (per * (1.0 + small)))
+        )
         n0 += r0
         n1 += r1
         first0 += r0 * d0
@@ -210,11 +155,6 @@ def _weighted_sums(z_N, weights_N, c0, c1, m0, m1, h0, h1):  # type: ignore[no-u
         second0 += r0 * q0
         second1 += r1 * q1
     return likelihood, n0, n1, first0, first1, second0, second1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _kept_variance(variance, settings):  # type: ignore[no-untyped-def]
-    return max(max(variance, 0.0) + settings.variance_added, settings.variance_floor)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -232,18 +172,21 @@ def _plain(z_N, settings, mixture_6):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True, error_model="numpy")
 def _accelerated(z_N, weights_N, settings, n_iter, mixture_6):  # type: ignore[no-untyped-def]
     """SQUAREM after n_iter maps; a jump to a lower likelihood than EM has is undone."""
-    one_6, two_6, landed_6 = np.empty(6), np.empty(6), np.empty(6)
+    one_6, two_6, jump_6, landed_6 = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
+    start_5, middle_5, end_5 = np.empty(5), np.empty(5), np.empty(5)
     while n_iter + 3 <= settings.max_iter:
         likelihood = em_map(z_N, weights_N, mixture_6, settings, one_6)
         likelihood_one = em_map(z_N, weights_N, one_6, settings, two_6)
         n_iter += 2
-        start_5, middle_5 = _free(mixture_6), _free(one_6)
-        step = np.abs(middle_5 - start_5).max()
+        _free(mixture_6, start_5)
+        _free(one_6, middle_5)
         gained = likelihood_one - likelihood
+        step = _largest_step(start_5, middle_5)
         mixture_6[:] = two_6
         if gained <= settings.likelihood_stop and step <= settings.step_stop:
             return n_iter, True
-        jump_6 = _jump(start_5, middle_5, _free(two_6), settings.variance_floor)
+        _free(two_6, end_5)
+        _jump(start_5, middle_5, end_5, settings.variance_floor, jump_6)
         likelihood_jump = em_map(z_N, weights_N, jump_6, settings, landed_6)
         n_iter += 1
         if likelihood_jump >= likelihood_one:
@@ -251,24 +194,51 @@ def _accelerated(z_N, weights_N, settings, n_iter, mixture_6):  # type: ignore[n
     return n_iter, False
 
 
+# Numbers are written to arrays of the caller: a class of some hundred points has a map done in
+# two microseconds, and making arrays would take a tenth of that.
 @njit(nogil=True, cache=True, error_model="numpy")
-def _free(mixture_6):  # type: ignore[no-untyped-def]
-    w0, w1, m0, m1, v0, v1 = mixture_6
-    return np.array([math.log(w0 / w1), m0, m1, math.log(v0), math.log(v1)])
+def _free(mixture_6, out_5):  # type: ignore[no-untyped-def]
+    out_5[0] = math.log(mixture_6[0] / mixture_6[1])
+    out_5[1], out_5[2] = mixture_6[2], mixture_6[3]
+    out_5[3], out_5[4] = math.log(mixture_6[4]), math.log(mixture_6[5])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _jump(start_5, middle_5, end_5, floor):  # type: ignore[no-untyped-def]
-    step_5 = middle_5 - start_5
-    bend_5 = end_5 - middle_5 - step_5
-    curved = math.sqrt((bend_5**2).sum())
-    length = max(math.sqrt((step_5**2).sum()) / curved, 1.0) if curved > 0 else 1.0
-    beyond_5 = start_5 + 2 * length * step_5 + length**2 * bend_5 - end_5
-    beyond_5 *= min(1.0, JUMP_LIMIT / max(np.abs(beyond_5).max(), 1e-300))
-    odds, m0, m1, log_v0, log_v1 = end_5 + beyond_5
-    w0, w1 = 1 / (1 + math.exp(-odds)), 1 / (1 + math.exp(odds))
-    v0, v1 = max(math.exp(log_v0), floor), max(math.exp(log_v1), floor)
-    return np.array([w0, w1, m0, m1, v0, v1])
+def _largest_step(start_5, end_5):  # type: ignore[no-untyped-def]
+    step = 0.0
+    for i in range(5):
+        moved = abs(end_5[i] - start_5[i])
+        # NaN stays, and meets no stop rule.
+        if moved > step or moved != moved:
+            step = moved
+    return step
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _jump(start_5, middle_5, end_5, floor, out_6):  # type: ignore[no-untyped-def]
+    """Write where the jump leads; start_5 and end_5 are overwritten."""
+    squared_step = squared_bend = 0.0
+    for i in range(5):
+        step = middle_5[i] - start_5[i]
+        bend = end_5[i] - middle_5[i] - step
+        squared_step += step * step
+        squared_bend += bend * bend
+    curved = math.sqrt(squared_bend)
+    length = max(math.sqrt(squared_step) / curved, 1.0) if curved > 0 else 1.0
+    furthest = 1e-300
+    for i in range(5):
+        step = middle_5[i] - start_5[i]
+        bend = end_5[i] - middle_5[i] - step
+        start_5[i] += 2 * length * step + length**2 * bend - end_5[i]
+        furthest = max(furthest, abs(start_5[i]))
+    shrink = min(1.0, JUMP_LIMIT / furthest)
+    for i in range(5):
+        end_5[i] += shrink * start_5[i]
+    odds = end_5[0]
+    out_6[0], out_6[1] = 1 / (1 + math.exp(-odds)), 1 / (1 + math.exp(odds))
+    out_6[2], out_6[3] = end_5[1], end_5[2]
+    out_6[4] = max(math.exp(end_5[3]), floor)
+    out_6[5] = max(math.exp(end_5[4]), floor)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -291,7 +261,7 @@ def clean_first(mixture_6, deviation):  # type: ignore[no-untyped-def]
 def score(n, likelihood, settings, mixture_6, deviation, unit, out_3):  # type: ignore[no-untyped-def]
     """Write log-likelihood, gain in BIC and separation."""
     one_variance = deviation * deviation
-    one_kept = _kept_variance(one_variance, settings)
+    one_kept = kept_variance(one_variance, settings)
     one_likelihood = -0.5 * (_LOG_2PI + math.log(one_kept) + one_variance / one_kept)
     apart = abs(mixture_6[3] - mixture_6[2])
     out_3[0] = likelihood - math.log(unit)
