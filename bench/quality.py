@@ -18,21 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import log_softmax
-from shardsieve.models.linear import Heads, train_heads
 
 from bench import noise
 from bench.peers import PEERS, Case, Verdict, confident_joint, hoc, judge
 from bench.quality_data import ImageSet
 from bench.scoring import selection_figures
 from shardsieve.config import ProbeConfig
-from shardsieve.data.features import FeatureStore
+from shardsieve.models.probe import Heads, head_specs, train_heads
 from shardsieve.selection.best import Cleaning, fold_of, select_best
 from shardsieve.selection.estimates import noise_rate
 from shardsieve.selection.projection import fit_projection
 from shardsieve.selection.turn import select_turn
 
 FOLDS = 5
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +100,9 @@ def run_cell(images: ImageSet, cell: Cell, seed: int, *, accuracy: bool) -> dict
     right_N = given_N == true_N
     fold_N = fold_of(len(given_N), FOLDS, seed)
     config = ProbeConfig()
-    store = _store(images.features_ND)
     start = time.process_time()
     held_out_HN = np.stack([np.zeros(len(given_N), bool), *(fold_N == f for f in range(FOLDS))])
-    heads = _train(store, given_N, n_classes, held_out_HN, config, seed)
+    heads = _train(images.features_ND, given_N, n_classes, held_out_HN, config, seed)
     logits_HNK = _logits(heads, images.features_ND)
     probe_seconds = time.process_time() - start
     rows = np.arange(len(given_N))
@@ -202,11 +199,11 @@ def _accuracies(
     seed: int,
 ) -> dict[str, float]:
     """Accuracy on clean test images of probes on each kept set, all in one pass."""
-    store, config = _store(images.features_ND), ProbeConfig(loss="ce")
+    config = ProbeConfig(loss="ce")
     names = ["all, noisy", *verdicts]
     left_out_HN = np.stack([np.zeros(len(true_N), bool), *(~v.keep_N for v in verdicts.values())])
-    kept = _train(store, case.label_N, case.n_classes, left_out_HN, config, seed)
-    truth = _train(store, true_N, case.n_classes, left_out_HN[:1], config, seed)
+    kept = _train(images.features_ND, case.label_N, case.n_classes, left_out_HN, config, seed)
+    truth = _train(images.features_ND, true_N, case.n_classes, left_out_HN[:1], config, seed)
 
     def accuracy(heads: Heads) -> list[float]:
         predicted_HN = _logits(heads, images.test_features_ND).argmax(2)
@@ -219,42 +216,32 @@ def _accuracies(
     }
 
 
-def _store(features_ND: npt.NDArray[np.floating]) -> FeatureStore:
-    import pyarrow as pa
-
-    half = features_ND.astype(np.float16)
-    n_samples, dim = half.shape
-    details = pa.chunked_array([pa.nulls(n_samples, pa.string())])
-    starts = np.array([0, n_samples], np.int64)
-    return FeatureStore((half,), starts, np.zeros(n_samples, np.uint8), details, dim)
-
-
 def _train(
-    store: FeatureStore,
+    features_ND: npt.NDArray[np.floating],
     label_N: npt.NDArray[np.int64],
     n_classes: int,
     held_out_HN: npt.NDArray[np.bool_],
     config: ProbeConfig,
     seed: int,
 ) -> Heads:
-    rows = np.arange(len(label_N))
+    """Trains a head per row of `held_out_HN` that leaves its samples out."""
+    spec = head_specs(config)[0]
     heads, _ = train_heads(
-        store,
-        rows,
+        features_ND.astype(np.float16),
         label_N.astype(np.int32),
-        n_classes,
-        held_out_HN,
+        [spec] * len(held_out_HN),
         config,
+        n_classes=n_classes,
+        weight=(~held_out_HN).astype(np.float32),
         seed=seed,
-        device=_CPU,
-        advance=lambda samples: None,
     )
     return heads
 
 
 def _logits(heads: Heads, features_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    half = torch.from_numpy(features_ND.astype(np.float16)).float()
-    return np.asarray(heads.logits(half).numpy())
+    """Returns (H, N, K)."""
+    logits_NHK = heads.logits(torch.from_numpy(features_ND.astype(np.float16)))
+    return np.ascontiguousarray(logits_NHK.transpose(0, 1).numpy())
 
 
 def run_cells(

@@ -36,6 +36,7 @@ def train(samples, labels, rows, fold, **settings):
         config,
         seed=0,
         device=CPU,
+        backend="cpu",
         advance=lambda rows: None,
     )
 
@@ -72,5 +73,6 @@ def test_divergence_is_an_error_that_names_the_setting(samples):
             ProbeConfig(epochs=3, lr=1e36),
             seed=0,
             device=CPU,
+            backend="cpu",
             advance=lambda rows: None,
         )
