@@ -108,7 +108,7 @@ class RunDir:
         for stage in stages:
             for folder, marks in (
                 (self.folder(stage), (_RECORD,)),
-                (self._part(stage), (_BEGUN, _RECORD)),
+                (self._part(stage), (_BEGUN, _RECORD, _BEGUN + ".part")),
             ):
                 if not folder.exists():
                     continue
@@ -143,7 +143,7 @@ class RunDir:
         begun = part / _BEGUN
         key = content_key(identity)
         if part.exists() and _begun_key(begun) != key:
-            shutil.rmtree(part)
+            _remove(part)
         part.mkdir(parents=True, exist_ok=True)
         write_json(begun, {"key": key})
         return part
@@ -164,7 +164,7 @@ class RunDir:
         """
         final, part = self.folder(stage), self._part(stage)
         if part.exists():
-            shutil.rmtree(part)
+            _remove(part)
         write_json(final / _BEGUN, {"key": content_key(identity)})
         final.replace(part)
         (part / _RECORD).unlink()
@@ -181,13 +181,25 @@ class RunDir:
         (part / _BEGUN).unlink(missing_ok=True)
         sync_folder(part)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         part.replace(final)
         sync_folder(final.parent)
 
     def _part(self, stage: str) -> Path:
         final = self.folder(stage)
         return final.with_name(final.name + ".part")
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder, its marks last: what a kill leaves of it must still be known as ours."""
+    for path in folder.iterdir():
+        if path.name in (_RECORD, _BEGUN):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The run directory: results appear whole, interrupted work goes on, one process writes."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -216,6 +217,43 @@ def test_a_record_of_a_newer_version(run):
     file.write_text(json.dumps({**json.loads(file.read_text()), "colour": "blue"}))
     with pytest.raises(DataError, match=r"not a record of this version"):
         run.record("embed")
+
+
+@pytest.mark.parametrize("kill_at", range(6))
+@pytest.mark.parametrize("replaced", ["part", "final"])
+def test_a_kill_while_something_old_is_deleted(run, monkeypatch, kill_at, replaced):
+    """Whatever is left, it is known as ours and the same call goes on."""
+    if replaced == "final":
+        finish(run, "old", identity={"version": 0})
+    else:
+        old = run.begin("embed", {"version": 0})
+        for name in ("a", "b", "c"):
+            (old / name).write_text(name)
+    genuine, calls = type(run.path).unlink, []
+
+    def unlink_or_crash(path, **options):
+        calls.append(path)
+        if len(calls) > kill_at:
+            raise Crash
+        genuine(path, **options)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Crash, FileNotFoundError):
+        patch.setattr(type(run.path), "unlink", unlink_or_crash)
+        patch.setattr(shutil, "rmtree", lambda path: crash_now())
+        finish(run, "new")
+    after = RunDir(run.path)
+    after.refuse_foreign_folders(["embed"], [])
+    after.recover("embed")
+    finish(after, "new")
+    assert everything(after) == ["embed/result.txt", "embed/stage.json"]
+
+
+def test_a_kill_before_work_says_what_it_is(run):
+    part = run.begin("embed", IDENTITY)
+    (part / "begun.json").rename(part / "begun.json.part")
+    run.refuse_foreign_folders(["embed"], [])
+    finish(run)
+    assert everything(run) == ["embed/result.txt", "embed/stage.json"]
 
 
 # The lock.
