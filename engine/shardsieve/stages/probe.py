@@ -18,6 +18,7 @@ from shardsieve.models.probe import draw_folds, head_specs, score, train_heads
 from shardsieve.progress import Progress
 from shardsieve_kernels import Backend
 
+
 def probe(
     index: SampleIndex,
     features: FeatureStore,

@@ -136,9 +136,7 @@ class Streamed:
             piece = inside[start : start + self._piece_rows]
             yield self._scaled(block, piece), positions[piece]
 
-    def _scaled(
-        self, block: npt.NDArray[Any], rows: npt.NDArray[np.int64] | None
-    ) -> torch.Tensor:
+    def _scaled(self, block: npt.NDArray[Any], rows: npt.NDArray[np.int64] | None) -> torch.Tensor:
         """Scales some rows, None for all in their order."""
         inputs = self._inputs[: len(block if rows is None else rows)]
         for start in range(0, len(inputs), _TILE):

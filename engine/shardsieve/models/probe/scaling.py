@@ -88,5 +88,8 @@ def fit_scaling(
     # head folded onto plain features would have weights in the thousands there.
     scale = (variance + _LEAST_VARIANCE * variance.mean() + _TINY).rsqrt()
     return Scaling(
-        mode, (centre.double() + offset).float().to(device), scale.float().to(device), lengths / len(rows)
+        mode,
+        (centre.double() + offset).float().to(device),
+        scale.float().to(device),
+        lengths / len(rows),
     )
