@@ -80,7 +80,9 @@ class ProbeConfig(Section):
     q: float = Field(0.7, gt=0, le=1)
     """The q of generalized cross entropy: near 0 it is cross entropy, 1 is mean absolute error."""
     epochs: int = Field(20, ge=1)
-    """`minibatch`: passes over the features. `mm`: rounds at most, of five passes each."""
+    """`minibatch`: passes over the features. `mm`: rounds at most, of five passes each; it ends
+    by itself where a round gains little, after 4 to 8. Fewer are a way to stop early, as fewer
+    epochs are: wrong labels are learned last."""
     solver: Literal["minibatch", "mm", "ridge"] = "minibatch"
     """`minibatch`: AdamW (TURN). `mm`: rounds of reweighted cross entropy that minimise the loss
     with no seed, step size or batch size. `ridge`: least squares in closed form, a preview: it does
@@ -92,8 +94,8 @@ class ProbeConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     """`minibatch`: decoupled weight decay of AdamW."""
     l2: float = Field(0.05, ge=0)
-    """`mm`: penalty l2 K^-q / 2 |weights|^2 beside the mean loss of a sample, K classes: K^-q is the
-    weight that the loss gives a sample before anything is learned, so that one value serves few
+    """`mm`: penalty l2 K^-q / 2 |weights|^2 beside the mean loss of a sample, K classes: K^-q is
+    the weight that the loss gives a sample before anything is learned, so that one value serves few
     classes and many. Too small and wrong labels are learned by heart, too large and the weights go
     to zero."""
     normalise: Literal["standardise", "l2", "none"] = "standardise"

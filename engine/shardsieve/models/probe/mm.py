@@ -46,8 +46,8 @@ class Passes:
         device = losses.q_H.device
         self._batches, self._targets, self._losses = batches, targets, losses
         self.shape = (-1, len(specs), n_classes)
-        # At zero weights every p^q is K^-q, and so is the pull of the labels: a penalty that did not
-        # follow it would win at 100 classes where it is right for 10, and send all weights to zero.
+        # At zero weights every p^q is K^-q, and so is the pull of the labels: a penalty that did
+        # not follow would win at 100 classes where it is right for 10: all weights go to zero.
         self._l2_H = torch.tensor([spec.l2 * n_classes**-spec.q for spec in specs], device=device)
         self._factor_RH = torch.ones(n_rows, len(specs), device=device)
         self._no_q_H = torch.zeros_like(losses.q_H)

@@ -85,12 +85,16 @@ def train_heads(
     rows = np.arange(len(source)) if rows is None else rows
     _check(source, label_N, specs, rows, n_classes, fold_N, weight)
     scaling = fit_scaling(source, rows, config.normalise, device)
+    piece_rows = rows_at_once(len(specs) * n_classes, device)
+    if config.solver != "minibatch" and device.type == "cpu":
+        # Every piece adds a D x D product to sums in f64.
+        piece_rows *= 4
     batches = make_batches(
         source,
         rows,
         scaling,
         batch_size=config.batch_size,
-        piece_rows=rows_at_once(len(specs) * n_classes, device),
+        piece_rows=piece_rows,
         seed=seed,
         device=device,
     )
