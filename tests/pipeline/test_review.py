@@ -103,7 +103,9 @@ def test_an_input_shard_that_changed(settings, shards, tmp_path):
     os.utime(tmp_path / shards.paths[1].name)
     assert any("changed since it was indexed" in problem for problem in verify(run.path).problems)
     (tmp_path / shards.paths[1].name).unlink()
-    assert any(f"{shards.paths[1].name}: gone" in problem for problem in verify(run.path).problems)
+    assert any(
+        f"{shards.paths[1].name}: No such file" in problem for problem in verify(run.path).problems
+    )
 
 
 def test_rows_that_contradict_each_other(copy):

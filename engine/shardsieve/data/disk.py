@@ -38,8 +38,12 @@ def disk_error(path: Path, error: OSError) -> DiskError:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path, file: Path | None = None) -> Iterator[None]:
     """Turns an error of writing into `folder` into a message that says what to do.
+
+    Args:
+        folder: Where is written.
+        file: What is written, for errors that name no file.
 
     Raises:
         DiskError: The disk is full or read-only, or the folder is not ours to write to.
@@ -47,7 +51,7 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = Path(error.filename) if isinstance(error.filename, str) else folder
+        named = Path(error.filename) if isinstance(error.filename, str) else file or folder
         inside = named.absolute().is_relative_to(folder.absolute())
         # A file elsewhere that may not be opened is an input.
         if not refuses_writing(error) or (error.errno not in _FULL and not inside):

@@ -126,8 +126,8 @@ def suggested_labels(scores: pa.Table, verdicts: Verdicts) -> npt.NDArray[np.int
     """
     if _SUGGESTED not in scores.column_names:
         return verdicts.pred_N
-    suggested = pc.fill_null(scores.column(_SUGGESTED), -1).to_numpy()
-    return np.asarray(suggested, dtype=np.int32)
+    suggested_N = pc.fill_null(scores.column(_SUGGESTED), -1).to_numpy()
+    return np.where(suggested_N < 0, verdicts.pred_N, suggested_N).astype(np.int32)
 
 
 def suspicious(verdicts: Verdicts) -> npt.NDArray[np.int64]:

@@ -115,7 +115,7 @@ def copy_ranges(
     """
     temporary = target.with_name(target.name + ".part")
     digest = hashlib.sha256() if sha256 else None
-    with writing_to(target.parent):
+    with writing_to(target.parent, target):
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             size = _fill(descriptor, files, ranges, digest)
