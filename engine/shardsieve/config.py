@@ -200,6 +200,9 @@ class WriteConfig(Section):
     removed: Path | None = None
     """A folder for a second set of shards with the samples that select removed. Samples that are
     clean but over a quota are in neither set; `manifest.parquet` says where they lie."""
+    to: str | None = Field(None, pattern=r"^[a-z][a-z0-9+.-]*://.")
+    """A URL such as `s3://bucket/clean` under which the clean shards and `manifest.parquet` are
+    written as well; each shard is uploaded when it is whole. Those in the run directory stay."""
     shard_samples: int | None = Field(None, ge=1)
     """At most this many samples in an output shard; default: one output shard per input shard."""
     shard_bytes: int | None = Field(None, ge=1)

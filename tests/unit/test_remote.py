@@ -13,9 +13,9 @@ from shardsieve.shards import remote
 from shardsieve.shards.remote import (
     RemoteShard,
     ShardCache,
+    Store,
     expand_glob,
     look_up,
-    upload,
 )
 
 pytest.importorskip("aiohttp")
@@ -196,9 +196,15 @@ def test_glob_and_upload(tmp_path):
     source = tmp_path / "b.tar"
     source.write_bytes(b"content")
     folder = tmp_path.as_uri()
-    upload(source, f"{folder}/out.tar")
-    assert (tmp_path / "out.tar").read_bytes() == b"content"
-    assert [RemotePath(url).name for url in expand_glob(f"{folder}/*.tar")] == ["b.tar", "out.tar"]
+    store = Store(f"{folder}/out")
+    assert store.sizes("*.tar") == {} and store.read_text("note.txt") is None
+    store.put(source)
+    store.write_text("note.txt", "hello")
+    assert (tmp_path / "out/b.tar").read_bytes() == b"content"
+    assert store.sizes("*.tar") == {"b.tar": 7} and store.read_text("note.txt") == "hello"
+    assert [RemotePath(url).name for url in expand_glob(f"{folder}/out/*.tar")] == ["b.tar"]
+    store.delete("b.tar")
+    assert not (tmp_path / "out/b.tar").exists()
     with pytest.raises(ShardError, match="nothing matches"):
         expand_glob(f"{folder}/*.zip")
 

@@ -83,19 +83,61 @@ def expand_glob(url: str) -> list[str]:
     return [filesystem.unstrip_protocol(name) for name in found]
 
 
-def upload(source: Path, url: str) -> None:
-    """Copies a finished local file to a URL; object stores show it only when it is whole.
+class Store:
+    """A place of many files under a URL."""
 
-    Raises:
-        ShardError: It cannot be written there.
-    """
-    filesystem, path = _filesystem(url)
-    _persistently(url, lambda: filesystem.put_file(str(source), path))
-    size = _persistently(url, lambda: filesystem.info(path)).get("size")
-    if size is not None and int(size) != source.stat().st_size:
-        raise ShardError(
-            f"{url}: {int(size):,} bytes arrived of {source.stat().st_size:,}; run again"
+    def __init__(self, url: str) -> None:
+        """Names the place; it need not be there yet.
+
+        Raises:
+            ShardError: Its protocol is not installed.
+        """
+        self.url = url.rstrip("/")
+        self._filesystem, self._path = _filesystem(self.url)
+
+    def sizes(self, pattern: str) -> dict[str, int]:
+        """Returns the bytes of the files that match, by name, as they are now."""
+        self._filesystem.invalidate_cache()
+        found = _persistently(
+            self.url, lambda: self._filesystem.glob(f"{self._path}/{pattern}", detail=True)
         )
+        return {path.rpartition("/")[2]: int(info["size"]) for path, info in found.items()}
+
+    def put(self, source: Path) -> None:
+        """Copies a finished local file here, under its own name.
+
+        Raises:
+            ShardError: It cannot be written, or not all of it arrived.
+        """
+        target = f"{self._path}/{source.name}"
+        _persistently(self.url, lambda: self._filesystem.makedirs(self._path, exist_ok=True))
+        _persistently(self.url, lambda: self._filesystem.put_file(str(source), target))
+        self._filesystem.invalidate_cache()
+        size = int(_persistently(self.url, lambda: self._filesystem.info(target))["size"])
+        if size != source.stat().st_size:
+            raise ShardError(
+                f"{self.url}/{source.name}: {size:,} bytes arrived of {source.stat().st_size:,}; "
+                "run again"
+            )
+
+    def read_text(self, name: str) -> str | None:
+        """Returns the content of a small file, None when it is not there."""
+        path = f"{self._path}/{name}"
+        self._filesystem.invalidate_cache()
+        if not _persistently(self.url, lambda: self._filesystem.exists(path)):
+            return None
+        data: bytes = _persistently(self.url, lambda: self._filesystem.cat_file(path))
+        return data.decode("utf-8", "replace")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a small file."""
+        _persistently(self.url, lambda: self._filesystem.makedirs(self._path, exist_ok=True))
+        path = f"{self._path}/{name}"
+        _persistently(self.url, lambda: self._filesystem.pipe_file(path, text.encode()))
+
+    def delete(self, name: str) -> None:
+        """Deletes a file."""
+        _persistently(self.url, lambda: self._filesystem.rm_file(f"{self._path}/{name}"))
 
 
 class ShardCache:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from shardsieve.shards.files import ShardFiles
 from shardsieve.shards.journal import Journal
 from shardsieve.shards.layout import Layout, lay_out, per_class, within_quota
 from shardsieve.shards.samples import stat_shard
+
+if TYPE_CHECKING:
+    from shardsieve.shards.upload import Upload
 
 # In a folder of removed shards: the run they came from.
 _MARKER = "removed-from.txt"
@@ -131,15 +134,16 @@ def write(
 
     Raises:
         ShardError: An input shard is gone or changed since it was indexed.
-        DataError: `config.removed` cannot be used, or holds removed shards of something else.
+        DataError: `config.removed` or `config.to` cannot be used, or holds foreign shards.
         DiskError: The disk is full or refuses to be written to.
     """
     if config.removed is not None:
         _claim(config.removed, run)
     _refuse_changed(index)
+    upload = _upload(config, run)
     planned = plan(index, scores, config, seed)
     folders = {"clean": out, "removed": config.removed or out}
-    copied = _copy_all(index, planned.sets, folders, out, config, progress)
+    copied = _copy_all(index, planned.sets, folders, out, config, upload, progress)
     counts: dict[str, int] = {"samples": len(index)}
     facts: dict[str, list[dict[str, Any]]] = {}
     for layout, shards in zip(planned.sets, copied, strict=True):
@@ -151,6 +155,9 @@ def write(
     if over := int(np.count_nonzero(planned.over_quota_N)):
         counts["over_quota"] = over
     _write_manifest(index, scores, planned.sets, out)
+    if upload is not None:
+        upload.put(out / MANIFEST)
+        upload.finish({shard.file: shard.size_bytes for shard in copied[0]})
     return StageResult(counts=counts, facts=facts, notes=_notes(index, planned, config))
 
 
@@ -160,6 +167,7 @@ def _copy_all(
     folders: dict[str, Path],
     out: Path,
     config: WriteConfig,
+    upload: Upload | None,
     progress: Progress,
 ) -> list[list[CopiedShard]]:
     """Copies all output shards, a thread each, and returns them set by set in order."""
@@ -171,6 +179,9 @@ def _copy_all(
         target = folders[layout.name] / layout.file(number)
         ranges = layout.ranges(number)
         size, sha256 = copy_ranges(opened.files, ranges, target, sha256=config.sha256)
+        if upload is not None and layout.name == "clean":
+            # Before the journal: what is noted as finished has arrived.
+            upload.put(target)
         source, samples = layout.source(number), len(layout.rows(number))
         shard = CopiedShard(layout.file(number), source, samples, size, sha256)
         journal.add(shard)
@@ -206,6 +217,15 @@ def _copy_all(
         finally:
             opened.close()
     return [[finished[layout.name, number] for number in range(len(layout))] for layout in sets]
+
+
+def _upload(config: WriteConfig, run: Path) -> Upload | None:
+    if config.to is None:
+        return None
+    # fsspec is loaded by those who need it.
+    from shardsieve.shards.upload import Upload
+
+    return Upload(config.to, run)
 
 
 class _PerThread:

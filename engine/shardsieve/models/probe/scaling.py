@@ -73,7 +73,8 @@ def fit_scaling(
     # Centred on the first rows, so that the variance keeps its digits (numerics: E[x^2] - m^2).
     centre: torch.Tensor | None = None
     for _, block in sequential(features, rows, _ROWS):
-        for tile in torch.from_numpy(block).split(_TILE):
+        for start in range(0, len(block), _TILE):
+            tile = torch.from_numpy(block[start : start + _TILE])
             if mode == "l2":
                 lengths += float(tile.double().norm(dim=1).sum())
             if centre is None:
