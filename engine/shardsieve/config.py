@@ -86,7 +86,7 @@ class ProbeConfig(Section):
     """`minibatch`: peak learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = Field(1e-2, ge=0)
     """`minibatch`: decoupled weight decay of AdamW."""
-    l2: float = Field(0.05, ge=0)
+    l2: float = Field(0.07, ge=0)
     """`mm`: penalty l2 K^-q / 2 |weights|^2 beside the mean loss of a sample, K classes: K^-q is
     the weight that the loss gives a sample before anything is learned, so that one value serves few
     classes and many. Too small and wrong labels are learned by heart, too large and the weights go

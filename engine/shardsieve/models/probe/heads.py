@@ -28,7 +28,7 @@ class HeadSpec:
     q: float = 0.7
     lr: float = 1e-3
     weight_decay: float = 1e-2
-    l2: float = 0.05
+    l2: float = 0.07
     fold: int | None = None
     seed: int | None = None
 
