@@ -124,10 +124,13 @@ def suggested_labels(scores: pa.Table, verdicts: Verdicts) -> npt.NDArray[np.int
 
     That is the recipe's suggestion where it makes one, and the probe's prediction otherwise.
     """
-    if _SUGGESTED not in scores.column_names:
+    # A recipe that suggests nothing leaves the column empty.
+    if _SUGGESTED not in scores.column_names or (
+        scores.column(_SUGGESTED).null_count == scores.num_rows
+    ):
         return verdicts.pred_N
-    suggested_N = pc.fill_null(scores.column(_SUGGESTED), -1).to_numpy()
-    return np.where(suggested_N < 0, verdicts.pred_N, suggested_N).astype(np.int32)
+    suggested = pc.fill_null(scores.column(_SUGGESTED), -1).to_numpy()
+    return np.asarray(suggested, dtype=np.int32)
 
 
 def suspicious(verdicts: Verdicts) -> npt.NDArray[np.int64]:
