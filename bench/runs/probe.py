@@ -1,7 +1,9 @@
 """The linear probe beside scikit-learn's LogisticRegression and a plain PyTorch loop.
 
-In CPU seconds: the race as it comes, with as many threads as torch takes, and once more with one
-thread for all; the rest with one, since where cores are shared threads that wait count, too.
+In CPU seconds. Threads that wait for each other count, and the small steps of the PyTorch loop make
+them wait often: on a machine with other work its epoch costs many times more with two threads than
+with one. So an epoch is measured as it comes, with threads that sleep while they wait, and with one
+thread; all else with one. The ratio that says how much work is saved is that of one thread.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ __all__ = ["describe", "goals", "goals_gpu", "measure", "measure_gpu"]
 FAST = {"batch_size": 8192, "lr": 4e-3}
 GOAL_EPOCH, GOAL_GEMM, GOAL_SIXTEEN = 8, 0.5, 3
 ONE_THREAD = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+THREADS = {"default": {}, "passive": {"OMP_WAIT_POLICY": "passive"}, "one": ONE_THREAD}
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "repeats": 3,
         "epochs": {
             name: in_new_process(_epochs, n_train, n_classes, quick, environment=threads)[0]
-            for name, threads in (("default", {}), ("one", ONE_THREAD))
+            for name, threads in THREADS.items()
         },
         "race": in_new_process(_race, n_train, n_classes, quick, environment=ONE_THREAD)[0],
         "sixteen": {
@@ -54,11 +57,11 @@ def describe(result: dict[str, Any]) -> str:
     """Says what an epoch costs, and how soon each is as right as the PyTorch loop."""
     race = result["race"]
     lines = [
-        f"An epoch with {one['threads']} thread(s): PyTorch loop {one['torch_cpu_s']:.2f} CPU s "
+        f"An epoch, threads {name} ({one['threads']}): PyTorch loop {one['torch_cpu_s']:.2f} CPU s "
         f"({one['torch_wall_s']:.2f} s), fast {one['fast_cpu_s']:.2f} "
         f"({one['fast_wall_s']:.2f} s): "
         f"{one['ratio']:.1f} times fewer CPU seconds"
-        for one in result["epochs"].values()
+        for name, one in result["epochs"].items()
     ]
     lines += [
         f"{race['samples']:,} x {race['dim']} features, {race['classes']} classes, "
@@ -90,16 +93,18 @@ def describe(result: dict[str, Any]) -> str:
         f"{one['products_ratio']:.2f} times"
         for name, one in result["sixteen"].items()
     ]
+    lines += [f"  {'met' if met else 'MISSED'}: {goal}" for goal, met in goals(result).items()]
     return "\n".join(lines)
 
 
 def goals(result: dict[str, Any]) -> dict[str, bool]:
     """Says which goals were met."""
-    epochs, race = result["epochs"]["default"], result["race"]
+    epochs, race = result["epochs"], result["race"]
+    ratios = ", ".join(f"{name} {one['ratio']}" for name, one in epochs.items())
     narrow = result["sixteen"]["14 classes"]["ratio"]
     goal = f"an epoch for {GOAL_EPOCH} times fewer CPU seconds than the PyTorch loop's"
     return {
-        f"{goal} ({epochs['ratio']})": epochs["ratio"] >= GOAL_EPOCH,
+        f"{goal}, threads as they come ({ratios})": epochs["default"]["ratio"] >= GOAL_EPOCH,
         f"{GOAL_GEMM:.0%} of the products' rate ({race['fast']['share_of_gemm']:.0%})": race[
             "fast"
         ]["share_of_gemm"]
