@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from bench.registry import load
 from shardsieve.data.manifest import describe_machine
 
 RECORDS = Path(__file__).parent / "records"
@@ -92,7 +93,18 @@ def _triple(scores: dict[str, float], side: str) -> str:
     return " / ".join(f"{scores[f'{side}_{part}']:.3f}" for part in ("precision", "recall", "f1"))
 
 
-_VIEWS = {"selection": _selection_view}
+def _measurement_view(record: dict[str, Any], name: str) -> str:
+    """What `bench run` printed, which is made from the record alone."""
+    run = re.sub(r"^\d{4}-\d{2}-\d{2}-", "", name)
+    machine = record["machine"]
+    source = (
+        f"{machine['cores']} cores of {machine['processor']}, {record['repeats']} repeats, commit "
+        f"`{record['commit'][:10]}`, record `bench/records/{name}`.\n"
+    )
+    return f"```text\n{load(run).describe(record['result'])}\n```\n\n{source}"
+
+
+_VIEWS = {"selection": _selection_view, "measurement": _measurement_view}
 
 
 def _git(*arguments: str) -> str:
