@@ -81,8 +81,8 @@ class ProbeConfig(Section):
     """The q of generalized cross entropy: near 0 it is cross entropy, 1 is mean absolute error."""
     epochs: int = Field(20, ge=1)
     """`minibatch`: passes over the features. `mm`: rounds at most, of five passes each; it ends
-    by itself where a round gains little, after 4 to 8. Fewer are a way to stop early, as fewer
-    epochs are: wrong labels are learned last."""
+    by itself where a round lowers the loss by less than 1e-4 of it. Fewer stop early: where wrong
+    labels resemble each other, more rounds learn them."""
     solver: Literal["minibatch", "mm", "ridge"] = "minibatch"
     """`minibatch`: AdamW (TURN). `mm`: rounds of reweighted cross entropy that minimise the loss
     with no seed, step size or batch size. `ridge`: least squares in closed form, a preview: it does

@@ -129,7 +129,7 @@ def test_one_class_and_absent_classes(solver):
 
 
 def test_one_penalty_serves_few_classes_and_many():
-    # A penalty that does not follow K^-q sends the heads of 60 classes to zero within a few rounds.
+    # The default without its K^-q is too much for 60 classes: the heads decay round by round.
     rng = np.random.default_rng(0)
     true = rng.integers(0, 60, 6000)
     centres = rng.normal(0, 0.5, (60, 64))

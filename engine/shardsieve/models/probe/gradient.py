@@ -15,7 +15,7 @@ from shardsieve_kernels.probe_step import probe_step
 
 # Bounds the logits at hand, of which a piece of a batch is a share: 32 MB of f32 on a CPU, 128 MB
 # of f16 on a GPU, where small pieces would wait for their launches. 512 rows of f32 features per
-# thread stay in the cache from scaling to the second product: both products are a third faster.
+# thread stay in the cache from scaling to the second product.
 _CPU_LOGITS, _GPU_LOGITS = 8_388_608, 67_108_864
 _CPU_ROWS, _GPU_ROWS = 512, 262_144
 
