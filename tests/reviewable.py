@@ -9,7 +9,6 @@ import pyarrow as pa
 from tiny import add_member, write_shards
 
 from shardsieve.config import IndexConfig
-from shardsieve.data.decisions import with_final_label
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
@@ -52,5 +51,5 @@ def reviewable(folder: Path, *, n_shards: int = 2, per_shard: int = 40) -> Path:
     reason_N = np.where(wrong_N, Reason.HIGH_LOSS, samples.reason_N).astype(np.uint8)
     details = pa.chunked_array([samples.table.column("detail").combine_chunks()], pa.string())
     scores = scores_table(samples, losses, p_clean_N, reason_N, details)
-    write_parquet(run / "select" / "scores.parquet", with_final_label(scores, label_N))
+    write_parquet(run / "select" / "scores.parquet", scores)
     return run

@@ -22,7 +22,6 @@ from PIL import Image
 
 from bench.timing import in_new_process
 from shardsieve.config import Config
-from shardsieve.data.decisions import with_final_label
 from shardsieve.data.features import FeatureStore, write_shard
 from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
 from shardsieve.data.losses import LossTable
@@ -140,7 +139,7 @@ def _write_run(folder: Path, n_samples: int) -> dict[str, int]:
     p_clean_N[lost_N] = np.nan
     details = pa.chunked_array([pa.nulls(n_samples, pa.string())])
     scores = scores_table(index, losses, p_clean_N, reason_N, details)
-    write_parquet(folder / "scores.parquet", with_final_label(scores, label_N))
+    write_parquet(folder / "scores.parquet", scores)
     kept_N = ~wrong_N & ~lost_N
     write_parquet(folder / "classes.parquet", _classes(names, label_N, kept_N, ~lost_N))
     return {"samples": n_samples, "kept": int(kept_N.sum()), "unreadable": int(lost_N.sum())}

@@ -32,7 +32,6 @@ from PIL import Image
 
 from bench.timing import interleaved
 from shardsieve.config import IndexConfig, WriteConfig
-from shardsieve.data.decisions import with_final_label
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
@@ -204,7 +203,7 @@ def _selected(
     losses = LossTable.empty(len(samples))
     details = pa.chunked_array([pa.nulls(len(samples), pa.string())])
     table = scores_table(samples, losses, kept_N.astype(np.float64), reason_N, details)
-    write_parquet(folder / "scores.parquet", with_final_label(table, samples.label_N))
+    write_parquet(folder / "scores.parquet", table)
     return samples, folder / "scores.parquet", kept_N
 
 

@@ -168,7 +168,7 @@ cli_setup.add_to(app)
 @app.command()
 def init() -> None:
     """Print a settings file with every setting, its meaning and its default."""
-    from shardsieve.config import commented_toml
+    from shardsieve.config_toml import commented_toml
 
     typer.echo(commented_toml(), nl=False)
 

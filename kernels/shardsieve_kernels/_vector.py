@@ -21,33 +21,6 @@ _TO_WHOLE = 6755399441055744.0
 # LLVM cancel _TO_WHOLE. LLVM inlines the function later, with its own permissions.
 @njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 def exp_nonpositive(x):  # type: ignore[no-untyped-def]
-    """exp(x) for x <= 0, to a few units in the last place; what is below -700 counts as -700.
-
-    exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where the Taylor polynomial of degree 12 is exact to
-    r^13 / 13! < 2e-16. exp(0) is exactly 1.
-    """
-    x = max(x, -700.0)
-    shifted = x * _LOG2_E + _TO_WHOLE
-    n = shifted - _TO_WHOLE
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    p = r * (1 / 479001600) + 1 / 39916800
-    p = p * r + 1 / 3628800
-    p = p * r + 1 / 362880
-    p = p * r + 1 / 40320
-    p = p * r + 1 / 5040
-    p = p * r + 1 / 720
-    p = p * r + 1 / 120
-    p = p * r + 1 / 24
-    p = p * r + 1 / 6
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    # 2^n, by its exponent bits.
-    return p * np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
-
-
-@njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
-def exp_nonpositive_14(x):  # type: ignore[no-untyped-def]
     """exp(x) for x <= 0, to 1.6e-14 + 2e-16 |x| of itself; what is below -700 counts as -700.
 
     The polynomial has degree 9 and the least largest relative error on |r| <= log(2) / 2 (1.5e-14)

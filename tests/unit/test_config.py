@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from shardsieve.config import Config, Section, commented_toml, describe, load_config
+from shardsieve.config import Config, Section, load_config
+from shardsieve.config_toml import commented_toml, describe
 from shardsieve.errors import ConfigError
 
 

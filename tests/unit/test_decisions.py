@@ -12,7 +12,6 @@ from shardsieve.data.decisions import (
     Decision,
     apply_decisions,
     read_decisions,
-    with_final_label,
 )
 from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
 from shardsieve.data.reason import Reason
@@ -188,11 +187,6 @@ def test_two_writers_do_not_mix_their_lines(tmp_path):
         list(pool.map(lambda i: logs[i % 2].add([Decision(key=f"{i}", decision="keep")]),
                       range(40)))  # fmt: skip
     assert {one.key for one in read_decisions(tmp_path).history} == {f"{i}" for i in range(40)}
-
-
-def test_final_label_is_null_where_there_is_none():
-    table = with_final_label(pa.table({"key": ["a", "b"]}), np.array([3, -1], np.int32))
-    assert table.column("final_label").to_pylist() == [3, None]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

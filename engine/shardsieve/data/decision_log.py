@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shardsieve.data.decisions import FILE, Decision, SampleName, parse_decisions
+from shardsieve.data.disk import sync_folder
 from shardsieve.errors import DataError
 
 
@@ -119,7 +120,7 @@ class DecisionLog:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if is_new:
-                    _sync_folder(self._file.parent)
+                    sync_folder(self._file.parent)
                 yield descriptor
             finally:
                 os.close(descriptor)
@@ -133,12 +134,3 @@ def _cut_torn_end(descriptor: int) -> None:
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         data = os.pread(descriptor, size, 0)
         os.ftruncate(descriptor, data.rfind(b"\n") + 1)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the name of a new file as lasting as its content."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -266,9 +266,3 @@ def locate_samples(samples: Iterable[SampleName], index: SampleIndex) -> dict[Sa
         if len(rows_here) == 1:
             located[sample] = rows_here[0]
     return located
-
-
-def with_final_label(scores: pa.Table, final_label_N: npt.NDArray[np.int32]) -> pa.Table:
-    """Adds the column `final_label`: the label that stands after review, null where none is."""
-    column: Any = pa.array(final_label_N, mask=final_label_N < 0)
-    return scores.append_column("final_label", column)

@@ -55,6 +55,7 @@ def scores_table(
     reason_N: npt.NDArray[np.uint8],
     detail_N: pa.ChunkedArray,
     evidence: Evidence | None = None,
+    final_label_N: npt.NDArray[np.int32] | None = None,
 ) -> pa.Table:
     """Puts the columns of all stages side by side.
 
@@ -65,15 +66,18 @@ def scores_table(
         reason_N: (N,) u8 `Reason`.
         detail_N: N sentences about unreadable samples, null elsewhere.
         evidence: What the recipe `best` has to say, None for a recipe that has no more.
+        final_label_N: (N,) label after review, -1 where there is none; None: nobody reviewed.
 
     Returns:
         Columns key, shard (number), offset (bytes), label, loss, margin, pred, p_clean, kept,
-        reason, detail, then those of `Evidence`; null where a value does not exist.
+        reason, detail, then those of `Evidence`, and final_label; null where there is no value.
     """
     unjudged = ~np.isfinite(losses.loss_N)
     if evidence is None:
         evidence = Evidence.empty(len(index))
     label_N = index.label_N
+    if final_label_N is None:
+        final_label_N = label_N
     return pa.table(
         {
             "key": index.keys_N,
@@ -92,6 +96,7 @@ def scores_table(
             "suggested_label": pa.array(evidence.suggested_N, mask=evidence.suggested_N < 0),
             "suggestion_confidence": _known(evidence.confidence_N),
             "distance": _known(evidence.distance_N),
+            "final_label": pa.array(final_label_N, mask=final_label_N < 0),
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ def replace_file(temporary: Path, final: Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(final)
+
+
+def link_or_copy(old: Path, new: Path) -> None:
+    """Gives a finished file a second name elsewhere: linked, or copied where links do not work."""
+    temporary = new.with_name(new.name + ".part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(old, temporary)
+    except OSError:
+        # Not every file system knows links.
+        shutil.copyfile(old, temporary)
+    replace_file(temporary, new)
 
 
 def write_text(path: Path, text: str) -> None:

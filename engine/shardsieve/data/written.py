@@ -61,7 +61,7 @@ def write_written(
     Args:
         path: Where it goes; it appears when it is whole.
         index: Where the samples came from.
-        scores: `scores.parquet`, with the same rows; `suggested_label` is taken from it if there.
+        scores: `scores.parquet`, with the same rows.
         files: Names of the output shards.
         file_N: (N,) which of them a sample went to, -1 for none.
         file_offset_N: (N,) first byte of the sample there.
@@ -71,9 +71,7 @@ def write_written(
         pq.ParquetFile(scores) as source,
         pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
     ):
-        names = ["loss", "margin", "p_clean", "reason", "final_label"]
-        if "suggested_label" in source.schema_arrow.names:
-            names.append("suggested_label")
+        names = ["loss", "margin", "p_clean", "reason", "final_label", "suggested_label"]
         start = 0
         for batch in source.iter_batches(_ROWS_AT_ONCE, columns=names):
             span = slice(start, start + batch.num_rows)
@@ -94,11 +92,6 @@ def _piece(
     file_R, label_R = file_N[span], index.label_N[span]
     reason_R = reason_numbers(scores.column("reason"))
     reason_R[np.isin(reason_R, KEPT_REASONS) & (file_R < 0)] = Reason.OVER_QUOTA
-    suggested = (
-        scores.column("suggested_label")
-        if "suggested_label" in scores.schema.names
-        else pa.nulls(scores.num_rows, pa.int32())
-    )
     columns = {
         "key": samples.column("key"),
         "source": _words(index.numbers("shard")[span], [str(ref.path) for ref in index.shards]),
@@ -107,7 +100,7 @@ def _piece(
         "label": pa.array(label_R, mask=label_R < 0),
         "class": _words(label_R, list(index.classes)),
         "final_label": scores.column("final_label").cast(pa.int32()),
-        "suggested_label": suggested.cast(pa.int32()),
+        "suggested_label": scores.column("suggested_label").cast(pa.int32()),
         "loss": scores.column("loss"),
         "margin": scores.column("margin"),
         "p_clean": scores.column("p_clean"),

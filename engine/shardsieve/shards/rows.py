@@ -6,8 +6,6 @@ Shapes: R rows of a block.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from shardsieve.data.index import ShardRef
 from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import content_key
-from shardsieve.data.table import replace_file, write_json
+from shardsieve.data.table import link_or_copy, replace_file, write_json
 from shardsieve.errors import ShardError
 from shardsieve.shards.gather import gather
 from shardsieve.shards.labels import LabelSource
@@ -221,14 +219,7 @@ def _take_over(previous: Path, part: Path) -> None:
         old = previous / file.name
         if not old.is_file():
             return
-        temporary = file.with_name(file.name + ".part")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(old, temporary)
-        except OSError:
-            # Not every file system knows links.
-            shutil.copyfile(old, temporary)
-        replace_file(temporary, file)
+        link_or_copy(old, file)
 
 
 def _absent(sample: TarSample, extension: str) -> str:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shardsieve.data.features import shard_file
 from shardsieve.data.index import ShardRef
-from shardsieve.data.table import replace_file, write_json
+from shardsieve.data.table import link_or_copy, write_json
 from shardsieve.errors import ShardError
 from shardsieve.shards.files import open_shard
 from shardsieve.shards.samples import stat_shard
@@ -112,7 +111,7 @@ def take_over(
         if not new.is_file():
             if not old.is_file():
                 continue
-            _link(old, new)
+            link_or_copy(old, new)
         unchanged[shard] = known[number].sha256
     return unchanged
 
@@ -125,14 +124,3 @@ def _read(folder: Path, made_with: str) -> list[Source]:
     if about["made_with"] != made_with:
         return []
     return [Source(**row) for row in about["shards"]]
-
-
-def _link(old: Path, new: Path) -> None:
-    temporary = new.with_name(new.name + ".part")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(old, temporary)
-    except OSError:
-        # Not every file system knows links.
-        shutil.copyfile(old, temporary)
-    replace_file(temporary, new)

@@ -17,7 +17,6 @@ from shardsieve.data.decisions import (
     ReviewDecisions,
     Reviewed,
     apply_decisions,
-    with_final_label,
 )
 from shardsieve.data.features import FeatureStore
 from shardsieve.data.index import SampleIndex
@@ -134,8 +133,9 @@ def select(
     p_clean_N[rows] = judged.p_clean_R
     reviewed = apply_decisions(decisions, index, reason_N)
     evidence = evidence_columns(judged, len(index))
-    scores = scores_table(index, losses, p_clean_N, reason_N, detail_N, evidence)
-    write_parquet(out / "scores.parquet", with_final_label(scores, reviewed.final_label_N))
+    final_label_N = reviewed.final_label_N
+    scores = scores_table(index, losses, p_clean_N, reason_N, detail_N, evidence, final_label_N)
+    write_parquet(out / "scores.parquet", scores)
     write_subset(out / FILE, index, np.flatnonzero(np.isin(reason_N, KEPT_REASONS)))
     classes = classes_table(index.classes, reason_N[rows], judged)
     write_parquet(out / "classes.parquet", classes)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads, njit
 
-from shardsieve_kernels._vector import exp_nonpositive_14
+from shardsieve_kernels._vector import exp_nonpositive
 from shardsieve_kernels.class_gmm import ClassStatus, EmSettings, GmmFit
 from shardsieve_kernels.class_gmm.cpu_em import clean_first, fit, score
 from shardsieve_kernels.class_gmm.reference import EQUAL_RANGE, TINY_RANGE, WEIGHT_TIE
@@ -257,5 +257,5 @@ def _log_odds(losses_B, labels_B, curves_K6, odds_B):  # type: ignore[no-untyped
 def _sigmoid(odds_B):  # type: ignore[no-untyped-def]
     for i in range(len(odds_B)):
         odds = odds_B[i]
-        small = exp_nonpositive_14(-abs(odds))
+        small = exp_nonpositive(-abs(odds))
         odds_B[i] = (1.0 if odds >= 0 else small) / (1.0 + small)

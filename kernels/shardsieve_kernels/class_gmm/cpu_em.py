@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
-from shardsieve_kernels._vector import artanh_third, exp_nonpositive_14
+from shardsieve_kernels._vector import artanh_third, exp_nonpositive
 from shardsieve_kernels.class_gmm.cpu_condense import condense
 from shardsieve_kernels.class_gmm.cpu_start import kept_variance, start
 from shardsieve_kernels.class_gmm.reference import EMPTY_GUARD, JUMP_LIMIT, MEAN_TIE
@@ -110,7 +110,7 @@ def _sums(z_N, c0, c1, m0, m1, h0, h1):  # type: ignore[no-untyped-def]
             q1 = d1 * d1
             j0 = c0 - h0 * q0
             j1 = c1 - h1 * q1
-            small = exp_nonpositive_14(-abs(j0 - j1))
+            small = exp_nonpositive(-abs(j0 - j1))
             larger = 1.0 / (1.0 + small)
             smaller = small * larger
             r0 = larger if j0 >= j1 else smaller
@@ -138,7 +138,7 @@ def _weighted_sums(z_N, weights_N, c0, c1, m0, m1, h0, h1):  # type: ignore[no-u
         q1 = d1 * d1
         j0 = c0 - h0 * q0
         j1 = c1 - h1 * q1
-        small = exp_nonpositive_14(-abs(j0 - j1))
+        small = exp_nonpositive(-abs(j0 - j1))
         # One division gives both 1 / (1 + small) and small / (2 + small).
         per = 1.0 / ((1.0 + small) * (2.0 + small))
         larger = weights_N[i] * (per * (2.0 + small))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from shardsieve.config import ProbeConfig
+from shardsieve.errors import DataError
 from shardsieve.models.probe.batches import Batches, Resident, make_batches
 from shardsieve.models.probe.gradient import LossGradient, rows_at_once
 from shardsieve.models.probe.heads import Heads, HeadSpec
@@ -80,6 +81,7 @@ def train_heads(
 
     Raises:
         ValueError: Labels, folds or weights that do not fit.
+        DataError: Training diverged.
     """
     source = as_source(features)
     rows = np.arange(len(source)) if rows is None else rows
@@ -120,6 +122,11 @@ def train_heads(
         advance=advance or (lambda amount: None),
         n_rows=len(rows),
     )
+    if not (np.isfinite(curve).all() and torch.isfinite(parameters).all()):
+        raise DataError(
+            f"the probe's training diverged (loss per epoch: {curve[:3, 0].tolist()} ...); "
+            f"lower probe.lr ({config.lr}), or scale the features"
+        )
     return heads, curve
 
 
