@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 import subprocess
@@ -21,10 +22,11 @@ _MARKED = re.compile(
 def write_record(name: str, result: dict[str, Any], repeats: int = 1) -> Path:
     """Writes `records/<date>-<name>/result.json`; a record is never changed afterwards.
 
-    Raises:
-        FileExistsError: There is one of this name and day.
+    A second one of the same day is `<date>-<name>-2`.
     """
-    folder = RECORDS / f"{datetime.datetime.now(datetime.UTC).date()}-{name}"
+    slug = f"{datetime.datetime.now(datetime.UTC).date()}-{name}"
+    slugs = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
+    folder = next(RECORDS / one for one in slugs if not (RECORDS / one).exists())
     folder.mkdir(parents=True)
     tree = {
         **tree_state(),
