@@ -38,7 +38,10 @@ def cost(call: Callable[[], object]) -> Cost:
 
 
 def interleaved(
-    calls: dict[str, Callable[[], object]], repeats: int, warmups: int = 1
+    calls: dict[str, Callable[[], object]],
+    repeats: int,
+    warmups: int = 1,
+    before: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Times several calls in turn, so that a slow minute of the machine hits all of them.
 
@@ -46,6 +49,8 @@ def interleaved(
         calls: What to time, by name.
         repeats: Timed rounds.
         warmups: Rounds before them: compilation, caches, thread pools.
+        before: Called before each of them and not timed: `os.sync`, so that none pays for what
+            another left to be written.
 
     Returns:
         Per name: `wall_s` and `cpu_s` as [least, median, most], and `repeats`.
@@ -56,6 +61,8 @@ def interleaved(
     costs: dict[str, list[Cost]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
+            if before is not None:
+                before()
             costs[name].append(cost(call))
     return {
         name: {

@@ -93,16 +93,17 @@ def _measure(
         "samples_in": len(samples),
         "samples_out": len(kept),
         "members_compared": compared,
-        "warm": interleaved(warm, repeats),
-        "durable": interleaved(durable, repeats),
+        "warm": interleaved(warm, repeats, before=os.sync),
+        "durable": interleaved(durable, repeats, before=os.sync),
         "shard_writer": interleaved(
             {
                 "write, no sha256": without_fsync(ours("ours-2", sha256=False)),
                 "write": without_fsync(ours("ours", sha256=True)),
                 "raw": raw,
             },
-            max(2, repeats // 2),
+            repeats,
             warmups=0,
+            before=os.sync,
         ),
         "encoded_samples": _count_kept(few, kept, encoded),
         "encode": interleaved(
@@ -110,8 +111,9 @@ def _measure(
                 "write, no sha256": without_fsync(ours("ours-2", sha256=False)),
                 "encode": lambda: _encode_again(few, kept, folder / "encoded", encoded),
             },
-            max(2, repeats // 2),
+            repeats,
             warmups=0,
+            before=os.sync,
         ),
     }
     return result | _ratios(result)
