@@ -61,8 +61,7 @@ def _measure(
         out = folder / name
 
         def call() -> None:
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir()
+            out.mkdir(exist_ok=True)
             config = WriteConfig(sha256=sha256)
             write(samples, scores, config, seed=0, out=out, run=folder, progress=Silent())
 
@@ -86,6 +85,17 @@ def _measure(
         "cp": lambda: _cp(written, folder / "cp", fsync=True),
     }
     few = shards[: max(1, encoded // per_shard)]
+    outputs = [folder / name for name in ("ours", "ours-2", "raw", "encoded", "cp")]
+
+    def ready() -> None:
+        """No call removes what an earlier one wrote, or waits until it is on the disk."""
+        for path in outputs:
+            shutil.rmtree(path, ignore_errors=True)
+        os.sync()
+
+    # What cp copies stays as it was first written.
+    (folder / "ours").rename(folder / "written")
+    written = [folder / "written" / path.name for path in written]
     result = {
         "repeats": repeats,
         "input_bytes": total,
@@ -93,8 +103,8 @@ def _measure(
         "samples_in": len(samples),
         "samples_out": len(kept),
         "members_compared": compared,
-        "warm": interleaved(warm, repeats, before=os.sync),
-        "durable": interleaved(durable, repeats, before=os.sync),
+        "warm": interleaved(warm, repeats, before=ready),
+        "durable": interleaved(durable, repeats, before=ready),
         "shard_writer": interleaved(
             {
                 "write, no sha256": without_fsync(ours("ours-2", sha256=False)),
@@ -103,7 +113,7 @@ def _measure(
             },
             repeats,
             warmups=0,
-            before=os.sync,
+            before=ready,
         ),
         "encoded_samples": _count_kept(few, kept, encoded),
         "encode": interleaved(
@@ -113,7 +123,7 @@ def _measure(
             },
             repeats,
             warmups=0,
-            before=os.sync,
+            before=ready,
         ),
     }
     return result | _ratios(result)
@@ -241,8 +251,7 @@ def without_fsync(call: Callable[[], None]) -> Callable[[], None]:
 
 
 def _cp(files: list[Path], folder: Path, *, fsync: bool) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     # Not a reflink, which would copy nothing.
     subprocess.run(["cp", "--reflink=never", *map(str, files), str(folder)], check=True)
     if fsync:
@@ -271,8 +280,7 @@ def _read(shards: list[Path], kept: set[str]) -> Iterator[dict[str, Any]]:
 
 
 def _with_shard_writer(shards: list[Path], kept: set[str], folder: Path, per_shard: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     pattern = str(folder / "raw-%06d.tar")
     with (
         _webdataset_left_open(),
@@ -283,8 +291,7 @@ def _with_shard_writer(shards: list[Path], kept: set[str], folder: Path, per_sha
 
 
 def _encode_again(shards: list[Path], kept: set[str], folder: Path, most: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     pattern = str(folder / "encoded-%06d.tar")
     with (
         _webdataset_left_open(),
