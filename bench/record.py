@@ -97,7 +97,7 @@ def _triple(scores: dict[str, float], side: str) -> str:
 
 def _measurement_view(record: dict[str, Any], name: str) -> str:
     """What `bench run` printed, which is made from the record alone."""
-    run = re.sub(r"^\d{4}-\d{2}-\d{2}-", "", name)
+    run = re.sub(r"^\d{4}-\d{2}-\d{2}-|-\d+$", "", name)
     machine = record["machine"]
     source = (
         f"{machine['cores']} cores of {machine['processor']}, {record['repeats']} repeats, commit "
