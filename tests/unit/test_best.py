@@ -23,6 +23,7 @@ from shardsieve.selection.noise_model import (
     diffuse_transition,
     fit_noise_model,
     fit_transition,
+    image_dependence,
     responsibilities,
 )
 from shardsieve.selection.projection import View, fit_projection
@@ -112,6 +113,32 @@ def test_a_good_probe_is_listened_to():
     assert helped.opinions[-1] == "probe"
     assert helped.weight_M[-1] > 0.2
     assert roc_auc_score(right, helped.p_clean_N) > roc_auc_score(right, alone.p_clean_N) + 0.02
+
+
+@pytest.mark.parametrize(("on_doubtful", "on_sure"), [(0.3, 0.3), (0.5, 0.1), (0.1, 0.5)])
+def test_noise_that_depends_on_the_image_is_told_from_noise_that_does_not(on_doubtful, on_sure):
+    rng = np.random.default_rng(0)
+    probability = rng.dirichlet(np.full(5, 0.3), 20_000)
+    truth = (probability.cumsum(1) > rng.random((20_000, 1))).argmax(1)
+    sure = probability.max(1) > np.quantile(probability.max(1), 0.9)
+    wrong = rng.random(20_000) < np.where(sure, on_sure, on_doubtful)
+    given_N = np.where(wrong, (truth + rng.integers(1, 5, 20_000)) % 5, truth)
+    rate = wrong.mean()
+    transition = diffuse_transition(5, 1 - rate)
+    found = image_dependence(probability, given_N, transition)
+    assert abs(found) < 0.05 if on_doubtful == on_sure else abs(found) > 0.3
+    assert found * (on_sure - on_doubtful) >= 0
+
+
+def test_a_softened_posterior_is_less_sure_and_ranks_alike():
+    rng = np.random.default_rng(0)
+    probability = rng.dirichlet(np.full(2, 0.3), 500)
+    given_N = rng.integers(0, 2, 500)
+    sure = responsibilities(probability, given_N, diffuse_transition(2))[:, 0]
+    soft = responsibilities(probability, given_N, diffuse_transition(2), 0.75)[:, 0]
+    np.testing.assert_array_equal(np.argsort(sure), np.argsort(soft))
+    assert (np.abs(soft - 0.5) <= np.abs(sure - 0.5) + 1e-12).all()
+    np.testing.assert_allclose(np.log(soft / (1 - soft)), 0.75 * np.log(sure / (1 - sure)))
 
 
 def test_two_folds_are_too_few():
