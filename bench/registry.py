@@ -15,6 +15,7 @@ RUNS: dict[str, str] = {
     "softmax_stats": "per-sample statistics of the logits, beside torch",
     "write": "filtered shards, beside cp and webdataset's ShardWriter",
     "million": "the line after embedding at a million samples: seconds and memory per stage",
+    "best": "the recipe `best`: seconds of the whole selection, up to a million samples",
     "report": "the report of a million samples: size, seconds to write and to load",
 }
 

@@ -115,13 +115,23 @@ def run_stage(folder: Path, stage: str) -> dict[str, Any]:
     return {**counts, "right": float(np.mean(kept_N == np.load(folder / "right.npy")))}
 
 
-def make_run(folder: Path, n_samples: int) -> None:
-    """Makes shards, and a run directory in which they are indexed and embedded."""
+def make_run(
+    folder: Path, n_samples: int, *, dim: int = DIM, classes: int = CLASSES, spread: float = 4
+) -> None:
+    """Makes shards, and a run directory in which they are indexed and embedded.
+
+    Args:
+        folder: Where shards, `RUN` and `right.npy` go.
+        n_samples: How many.
+        dim: Of the features.
+        classes: K, equally frequent; a fifth of the labels are wrong.
+        spread: Standard deviation of a class about its centre; that of the centres is 1.
+    """
     rng = np.random.default_rng(0)
-    true_N = rng.integers(0, CLASSES, n_samples, dtype=np.int32)
+    true_N = rng.integers(0, classes, n_samples, dtype=np.int32)
     wrong_N = rng.random(n_samples) < WRONG
-    other_N = rng.integers(1, CLASSES, n_samples, dtype=np.int32)
-    label_N = np.where(wrong_N, (true_N + other_N) % CLASSES, true_N).astype(np.int32)
+    other_N = rng.integers(1, classes, n_samples, dtype=np.int32)
+    label_N = np.where(wrong_N, (true_N + other_N) % classes, true_N).astype(np.int32)
     np.save(folder / "right.npy", ~wrong_N)
     config = absolute_paths(settings(), tuned=False)
     paths = []
@@ -131,10 +141,11 @@ def make_run(folder: Path, n_samples: int) -> None:
     directory = RunDir(folder / "RUN")
     identities = Identities(config, paths, _key_of(directory))
     index_part = directory.begin("index", identities.of(BY_NAME["index"]))
-    _write_index(index_part, paths, label_N)
+    _write_index(index_part, paths, label_N, classes)
     _commit(directory, identities, "index", {"samples": n_samples})
     embed_part = directory.begin("embed", identities.of(BY_NAME["embed"]))
-    _write_features(embed_part, true_N, rng)
+    centres_KD = rng.standard_normal((classes, dim), np.float32)
+    _write_features(embed_part, true_N, centres_KD, spread, rng)
     _commit(directory, identities, "embed", {"samples": n_samples, "embedded": n_samples})
     import tomli_w
 
@@ -161,7 +172,9 @@ def write_tar(path: Path, numbers: npt.NDArray[np.int64]) -> None:
     path.write_bytes(blocks.tobytes() + END_OF_ARCHIVE)
 
 
-def _write_index(folder: Path, paths: list[Path], label_N: npt.NDArray[np.int32]) -> None:
+def _write_index(
+    folder: Path, paths: list[Path], label_N: npt.NDArray[np.int32], classes: int
+) -> None:
     n_samples = len(label_N)
     inside_N = np.arange(n_samples) % _PER_SHARD
     columns = {
@@ -181,14 +194,19 @@ def _write_index(folder: Path, paths: list[Path], label_N: npt.NDArray[np.int32]
         status = stat_shard(path)
         here = min(_PER_SHARD, n_samples - number * _PER_SHARD)
         refs.append(ShardRef(path, status.size_bytes, status.mtime_ns, here))
-    names = tuple(str(label) for label in range(CLASSES))
+    names = tuple(str(label) for label in range(classes))
     SampleIndex.write_shards(folder, tuple(refs), names)
 
 
-def _write_features(folder: Path, true_N: npt.NDArray[np.int32], rng: np.random.Generator) -> None:
+def _write_features(
+    folder: Path,
+    true_N: npt.NDArray[np.int32],
+    centres_KD: npt.NDArray[np.float32],
+    spread: float,
+    rng: np.random.Generator,
+) -> None:
     """Writes a blob for each class; the noise is drawn from a pool, which is quicker."""
-    centres_KD = rng.standard_normal((CLASSES, DIM), np.float32)
-    pool = rng.standard_normal((2 * _PER_SHARD, DIM), np.float32) * 4
+    pool = rng.standard_normal((2 * _PER_SHARD, centres_KD.shape[1]), np.float32) * spread
     for shard, start in enumerate(range(0, len(true_N), _PER_SHARD)):
         labels = true_N[start : start + _PER_SHARD]
         first = int(rng.integers(_PER_SHARD))
