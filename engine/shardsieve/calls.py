@@ -23,11 +23,12 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.data.scores import Decisions
-from shardsieve.data.table import read_ipc
 from shardsieve.errors import DataError
+from shardsieve.identity import judgement_key
 from shardsieve.progress import Progress
 from shardsieve.run import Run
 from shardsieve.rundir import RunDir
+from shardsieve.selection.tables import TRANSITION, read_transition
 from shardsieve.stages.index import index
 from shardsieve_kernels import resolve_backend
 
@@ -83,7 +84,7 @@ class Calls:
             "index": self._index,
             "embed": lambda out: self._embed(out, identity),
             "probe": self._probe,
-            "select": self._select,
+            "select": lambda out: self._select(out, identity),
             "tune": self._tune,
             "write": self._write,
             "report": self._report,
@@ -163,9 +164,10 @@ class Calls:
             progress=self._progress,
         )
 
-    def _select(self, out: Path) -> StageResult:
+    def _select(self, out: Path, identity: Mapping[str, Any]) -> StageResult:
         from shardsieve.stages.select import select
 
+        record = self._directory.record("select")
         return select(
             self._run.index,
             self._run.features,
@@ -178,6 +180,8 @@ class Calls:
             device=self.device if self._config.select.recipe == "best" else None,
             backend=self.backend,
             decisions=self._decisions,
+            judged_by=judgement_key(identity),
+            earlier=None if record is None else (self._directory.folder("select"), record.facts),
             progress=self._progress,
         )
 
@@ -255,13 +259,8 @@ class Calls:
 
     def _transition(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """P(given | true), where the recipe estimated it."""
-        file = self._directory.folder("select") / "transition.arrow"
-        if not file.is_file():
-            return None
-        table = read_ipc(file)
-        rows = table.column("given").combine_chunks().flatten().to_numpy()
-        matrix: np.ndarray[Any, np.dtype[np.float64]] = rows.reshape(table.num_rows, -1)
-        return matrix
+        file = self._directory.folder("select") / TRANSITION
+        return read_transition(file) if file.is_file() else None
 
     @property
     def _scores_file(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +39,7 @@ STAGES = (
     Stage("index", 2, ()),
     Stage("embed", 2, ("index",)),
     Stage("probe", 2, ("index", "embed")),
-    Stage("select", 2, ("index", "embed", "probe")),
+    Stage("select", 3, ("index", "embed", "probe")),
     Stage("tune", 1, ("index", "embed", "probe", "select")),
     Stage("write", 2, ("index", "select")),
     Stage("report", 2, ("index", "embed", "probe", "select", "write")),
@@ -135,6 +135,16 @@ class Identities:
         if names_table(settings.labels):
             files.append(Path(settings.labels))
         return _stat_all([file for file in files if file.is_file()])
+
+
+def judgement_key(identity: Mapping[str, Any]) -> str:
+    """Returns the hash of what p_clean of the recipe `best` depends on.
+
+    Args:
+        identity: Of a selection; tau, quotas and people's decisions play no part.
+    """
+    judged = {name: identity[name] for name in ("stage", "version", "inputs")}
+    return content_key({**judged, "folds": identity["settings"]["folds"]})
 
 
 def _stat_all(paths: Sequence[ShardPath]) -> list[list[Any]]:

@@ -1,6 +1,7 @@
 """The recipe `best` through the whole line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import shardsieve
 from shardsieve.data.table import read_ipc
 from shardsieve.errors import ConfigError
+from shardsieve.models import held_out
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,31 @@ def test_record_holds_rate_and_matrix(finished, shards):
     assert set(classes["rule"]) == {"posterior"}
     np.testing.assert_allclose(1 - np.diag(given), classes["noise_true"])
     assert not (finished.path / "select" / "points.npy").exists()
+
+
+def test_another_tau_takes_the_judgement_over(finished, shards, settings, tmp_path, monkeypatch):
+    values = {"select__recipe": "best", "select__folds": 3, "select__tau": 0.95}
+    anew = shardsieve.clean(shards.patterns, tmp_path / "anew", settings(**values))
+    again = tmp_path / "again"
+    shutil.copytree(finished.path, again)
+    monkeypatch.setattr(held_out, "train_held_out", None)
+    shardsieve.clean(shards.patterns, again, settings(**values))
+    for name in ("scores.parquet", "classes.parquet", "transition.arrow", "clean.idx"):
+        one, two = (run / "select" / name for run in (anew.path, again))
+        assert one.read_bytes() == two.read_bytes(), name
+    facts = [
+        json.loads((run / "select" / "stage.json").read_text())["facts"]
+        for run in (anew.path, again)
+    ]
+    assert facts[0] == facts[1]
+
+
+def test_other_folds_judge_anew(finished, shards, settings, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(finished.path, again)
+    config = settings(select__recipe="best", select__folds=4)
+    other = shardsieve.clean(shards.patterns, again, config)
+    assert other.scores.column("p_clean") != finished.scores.column("p_clean")
 
 
 def test_quotas_and_target_purity(shards, settings, tmp_path):

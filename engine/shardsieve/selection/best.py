@@ -58,7 +58,7 @@ class Cleaning:
         agree_N: (N,) f32, P(given | x), label unseen.
         suggested_N: (N,) i32, the most probable class, given label and all.
         confidence_N: (N,) f32, its probability.
-        distance_N: (N,) f32, squared distance to the nearest class centre per axis; about 1.
+        distance_N: (N,) f32, squared distance to the nearest class centre, the median is 1.
         transition_KK: P(given = column | true = row).
         weight_M: Weight of each opinion, by the names in `opinions`.
         opinions: What the opinions are.
@@ -300,7 +300,7 @@ def _judge(
         agree_N,
         suggested_N,
         confidence_N,
-        distance_N,
+        distance_N / np.median(distance_N),
         joint_KK / np.maximum(joint_KK.sum(1, keepdims=True), np.finfo(float).tiny),
         model.weight_M,
         (*names, *(["probe"] if probe_logits is not None else [])),

@@ -5,7 +5,7 @@ Shapes: N samples, R judged ones, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shardsieve.data.reason import KEPT_REASONS
 from shardsieve.data.scores import Evidence
-from shardsieve.data.table import write_ipc
+from shardsieve.data.table import read_ipc, write_ipc
 from shardsieve.selection.best import Cleaning
 from shardsieve.selection.estimates import class_weights
 from shardsieve.selection.turn import RULES, Selection
 
 # In the table of classes, where no mixture decided.
 BY_POSTERIOR = "posterior"
+TRANSITION = "transition.arrow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,61 @@ def evidence_columns(judged: Judged, n_samples: int) -> Evidence:
         evidence.margin_N[rows] = cleaning.margin_N
         evidence.suggested_N[rows] = cleaning.suggested_N
         evidence.confidence_N[rows] = cleaning.confidence_N
-        evidence.distance_N[rows] = cleaning.distance_N / np.median(cleaning.distance_N)
+        evidence.distance_N[rows] = cleaning.distance_N
     return evidence
+
+
+def cleaning_facts(cleaning: Cleaning, judged_by: str) -> dict[str, Any]:
+    """What a record keeps of `best`, beside the tables, so that `read_cleaning` can go on from it.
+
+    Args:
+        cleaning: Of a selection.
+        judged_by: Hash of all it depends on.
+    """
+    return {
+        "judged_by": judged_by,
+        "opinions": dict(zip(cleaning.opinions, cleaning.weight_M.tolist(), strict=True)),
+        "log_likelihood": list(cleaning.log_likelihood),
+        "rate_by_fold": cleaning.rate_F.tolist(),
+    }
+
+
+def read_cleaning(folder: Path, facts: Mapping[str, Any], rows: npt.NDArray[np.int64]) -> Cleaning:
+    """Reads what `best` said in a finished selection.
+
+    Args:
+        folder: Of that selection.
+        facts: Of its record.
+        rows: (R,) the judged rows.
+    """
+
+    def column(name: str) -> npt.NDArray[Any]:
+        table = pq.read_table(folder / "scores.parquet", columns=[name])
+        values: npt.NDArray[Any] = table.column(0).take(pa.array(rows)).to_numpy()
+        return values
+
+    opinions = facts["opinions"]
+    return Cleaning(
+        p_clean_N=column("p_clean"),
+        margin_N=column("margin_unseen"),
+        agree_N=column("agreement"),
+        suggested_N=column("suggested_label"),
+        confidence_N=column("suggestion_confidence"),
+        distance_N=column("distance"),
+        transition_KK=read_transition(folder / TRANSITION),
+        weight_M=np.array(list(opinions.values())),
+        opinions=tuple(opinions),
+        log_likelihood=tuple(facts["log_likelihood"]),
+        rate_F=np.array(facts["rate_by_fold"]),
+    )
+
+
+def read_transition(path: Path) -> npt.NDArray[np.float64]:
+    """Returns (K, K) P(given = column | true = row), as `write_transition` wrote it."""
+    table = read_ipc(path)
+    given = table.column("given").combine_chunks().flatten().to_numpy()
+    transition_KK: npt.NDArray[np.float64] = given.reshape(table.num_rows, -1)
+    return transition_KK
 
 
 def write_transition(path: Path, transition_KK: npt.NDArray[np.float64]) -> None:

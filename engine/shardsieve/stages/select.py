@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,12 @@ from shardsieve.selection.estimates import (
 )
 from shardsieve.selection.projection import Projection, fit_projection
 from shardsieve.selection.tables import (
+    TRANSITION,
     Judged,
     classes_table,
+    cleaning_facts,
     evidence_columns,
+    read_cleaning,
     write_transition,
 )
 from shardsieve.selection.turn import (
@@ -74,6 +77,8 @@ def select(
     backend: Backend,
     progress: Progress,
     decisions: ReviewDecisions = NOTHING_DECIDED,
+    judged_by: str = "",
+    earlier: tuple[Path, Mapping[str, Any]] | None = None,
 ) -> StageResult:
     """Turns losses into p_clean and keeps the samples with p_clean > tau.
 
@@ -91,6 +96,9 @@ def select(
         backend: Which kernels run.
         progress: Where to report.
         decisions: What people decided; it overrules the recipe.
+        judged_by: Hash of all that the judgement of `best` depends on; tau and quotas do not.
+        earlier: Folder and facts of a finished selection. If it was judged by the same, its
+            p_clean is taken over and only the decisions are made anew.
 
     Returns:
         Counts by reason; the kept fraction against tau; a note on every fallback.
@@ -113,10 +121,14 @@ def select(
     )
     cleaning, notes = None, []
     if config.recipe == "best" and len(rows) >= config.folds:
-        assert device is not None, "the caller gives a device where the recipe trains"
-        cleaning = _clean(
-            index, features, rows, config.folds, probe_config, out, seed, device, backend, progress
-        )
+        if earlier is not None and earlier[1].get("judged_by") == judged_by:
+            cleaning = read_cleaning(*earlier, rows)
+        else:
+            assert device is not None, "the caller gives a device where the recipe trains"
+            folds = config.folds
+            cleaning = _clean(
+                index, features, rows, folds, probe_config, out, seed, device, backend, progress
+            )
     elif config.recipe == "best":
         notes.append(
             f"{len(rows)} samples are fewer than the {config.folds} folds of the recipe best; "
@@ -140,8 +152,11 @@ def select(
     classes = classes_table(index.classes, reason_N[rows], judged)
     write_parquet(out / "classes.parquet", classes)
     if cleaning is not None:
-        write_transition(out / "transition.arrow", cleaning.transition_KK)
-    return _summary(index, reason_N, judged, classes, tau, reviewed, [*notes, *tau_notes])
+        write_transition(out / TRANSITION, cleaning.transition_KK)
+    result = _summary(index, reason_N, judged, classes, tau, reviewed, [*notes, *tau_notes])
+    if cleaning is not None:
+        result.facts |= cleaning_facts(cleaning, judged_by)
+    return result
 
 
 def _clean(
@@ -289,9 +304,7 @@ def _summary(
 def _estimates(cleaning: Cleaning) -> dict[str, Any]:
     rate = noise_rate(cleaning.p_clean_N, cleaning.rate_F)
     return {
-        "noise_rate": {"estimate": rate.rate, "low": rate.low, "high": rate.high, "level": 0.95},
-        "opinions": dict(zip(cleaning.opinions, cleaning.weight_M.tolist(), strict=True)),
-        "log_likelihood": list(cleaning.log_likelihood),
+        "noise_rate": {"estimate": rate.rate, "low": rate.low, "high": rate.high, "level": 0.95}
     }
 
 
