@@ -79,8 +79,11 @@ def _explain_row(
         "label": _named(label, index),
         "prediction": _named(scored["pred"], index),
     }
-    known = ("key", "shard", "offset", "label", "pred", "kept", "reason", "detail")
+    known = ("key", "shard", "offset", "label", "pred", "kept", "reason", "detail", "duplicate_of")
     told |= {name: value for name, value in scored.items() if name not in known}
+    if (first := scored["duplicate_of"]) is not None:
+        other = scores.slice(first, 1).to_pylist()[0]
+        told["duplicate_of"] = {"key": other["key"], "label": _named(other["label"], index)}
     if scored["p_clean"] is not None and label is not None:
         told["tau"] = record.identity["settings"].get("tau")
         told["in_its_class"] = _in_class(scored, scores, classes[label], record)
@@ -138,6 +141,9 @@ def in_words(told: dict[str, Any]) -> str:
             says += f"; the probe predicts {pred['name']!r}"
             says += f" (margin {told['margin']:+.3f})" if told.get("margin") is not None else ""
         lines.append(f"  label       {says}")
+    if (first := told.get("duplicate_of")) is not None:
+        named = first["label"]["name"] if first["label"] else None
+        lines.append(f"  same as     {first['key']}, an earlier sample labelled {named!r}")
     about = told.get("in_its_class")
     if about is not None:
         verdict = ">" if told["p_clean"] > told["tau"] else "not above"

@@ -22,7 +22,9 @@ from shardsieve.data.table import reason_words, replace_file
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What classifiers that never saw a label say of it; NaN and -1 where nothing is said.
+    """What is known beside loss and p_clean; NaN and -1 where nothing is.
+
+    All but the last is what classifiers that never saw a label say of it.
 
     Attributes:
         agreement_N: (N,) f32, probability of the given label, the label unseen.
@@ -30,6 +32,7 @@ class Evidence:
         suggested_N: (N,) i32, the most probable class, the given label taken into account.
         confidence_N: (N,) f32, its probability.
         distance_N: (N,) f32, how far from the nearest class centre, median of all samples 1.
+        duplicate_of_N: (N,) i64, row of the first sample with the same picture.
     """
 
     agreement_N: npt.NDArray[np.float32]
@@ -37,6 +40,7 @@ class Evidence:
     suggested_N: npt.NDArray[np.int32]
     confidence_N: npt.NDArray[np.float32]
     distance_N: npt.NDArray[np.float32]
+    duplicate_of_N: npt.NDArray[np.int64]
 
     @classmethod
     def empty(cls, n_samples: int) -> Evidence:
@@ -45,7 +49,8 @@ class Evidence:
             (4, n_samples), np.nan, np.float32
         )
         suggested_N = np.full(n_samples, -1, np.int32)
-        return cls(agreement_N, margin_N, suggested_N, confidence_N, distance_N)
+        duplicate_of_N = np.full(n_samples, -1, np.int64)
+        return cls(agreement_N, margin_N, suggested_N, confidence_N, distance_N, duplicate_of_N)
 
 
 def scores_table(
@@ -65,7 +70,7 @@ def scores_table(
         p_clean_N: (N,) posterior, NaN where a sample was not judged.
         reason_N: (N,) u8 `Reason`.
         detail_N: N sentences about unreadable samples, null elsewhere.
-        evidence: What the recipe `best` has to say, None for a recipe that has no more.
+        evidence: What else is known, None for nothing.
         final_label_N: (N,) label after review, -1 where there is none; None: nobody reviewed.
 
     Returns:
@@ -96,6 +101,7 @@ def scores_table(
             "suggested_label": pa.array(evidence.suggested_N, mask=evidence.suggested_N < 0),
             "suggestion_confidence": _known(evidence.confidence_N),
             "distance": _known(evidence.distance_N),
+            "duplicate_of": pa.array(evidence.duplicate_of_N, mask=evidence.duplicate_of_N < 0),
             "final_label": pa.array(final_label_N, mask=final_label_N < 0),
         }
     )

@@ -168,8 +168,6 @@ def _suggested(scores: pa.Table, verdicts: Verdicts) -> Queue:
 
 def _duplicates(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
     """Samples that repeat an earlier one under another label, each beside the one it repeats."""
-    if _DUPLICATE not in scores.column_names:
-        return []
     of_N = pc.fill_null(scores.column(_DUPLICATE), -1).to_numpy().astype(np.int64)
     later = np.flatnonzero(of_N >= 0)
     later = later[verdicts.label_N[later] != verdicts.label_N[of_N[later]]]

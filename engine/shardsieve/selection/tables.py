@@ -49,9 +49,15 @@ class Judged:
         return self.selection.p_clean_N if self.cleaning is None else self.cleaning.p_clean_N
 
 
-def evidence_columns(judged: Judged, n_samples: int) -> Evidence:
-    """Returns what is known beyond p_clean of all N samples."""
-    evidence = Evidence.empty(n_samples)
+def evidence_columns(judged: Judged, duplicate_of_N: npt.NDArray[np.int64]) -> Evidence:
+    """Returns what is known beyond p_clean of all N samples.
+
+    Args:
+        judged: What the recipe says.
+        duplicate_of_N: (N,) row of the first sample with the same picture, -1 for none.
+    """
+    evidence = Evidence.empty(len(duplicate_of_N))
+    evidence.duplicate_of_N[:] = duplicate_of_N
     cleaning, rows = judged.cleaning, judged.rows
     if cleaning is not None:
         evidence.agreement_N[rows] = cleaning.agree_N

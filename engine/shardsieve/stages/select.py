@@ -27,6 +27,7 @@ from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.subset import FILE, write_subset
 from shardsieve.progress import Progress
 from shardsieve.selection.best import PASSES, Cleaning, fold_of, select_best
+from shardsieve.selection.duplicates import same_pictures
 from shardsieve.selection.estimates import (
     expected_noise,
     noise_rate,
@@ -103,11 +104,7 @@ def select(
     Returns:
         Counts by reason; the kept fraction against tau; a note on every fallback.
     """
-    reason_N = np.where(index.reason_N != Reason.KEPT, index.reason_N, features.reason_N)
-    detail_N = pc.coalesce(index.table.column("detail"), features.details)
-    # The probe refuses what is not finite; its row says so.
-    lost = (reason_N == Reason.KEPT) & ~np.isfinite(losses.loss_N)
-    reason_N[lost] = Reason.NOT_FINITE
+    reason_N, detail_N = _unusable(index, features, losses)
     rows = np.flatnonzero(reason_N == Reason.KEPT)
     label_R = index.label_N[rows]
     selection = select_turn(
@@ -141,22 +138,48 @@ def select(
     )
     reason_N[rows[~kept_R]] = Reason.HIGH_LOSS
     reason_N[rows[over_R]] = Reason.OVER_QUOTA
+    reviewed = apply_decisions(decisions, index, reason_N)
+    duplicate_of_N = same_pictures(features, rows, index.numbers("image_size"))
     p_clean_N = np.full(len(index), np.nan)
     p_clean_N[rows] = judged.p_clean_R
-    reviewed = apply_decisions(decisions, index, reason_N)
-    evidence = evidence_columns(judged, len(index))
-    final_label_N = reviewed.final_label_N
-    scores = scores_table(index, losses, p_clean_N, reason_N, detail_N, evidence, final_label_N)
-    write_parquet(out / "scores.parquet", scores)
-    write_subset(out / FILE, index, np.flatnonzero(np.isin(reason_N, KEPT_REASONS)))
-    classes = classes_table(index.classes, reason_N[rows], judged)
-    write_parquet(out / "classes.parquet", classes)
-    if cleaning is not None:
-        write_transition(out / TRANSITION, cleaning.transition_KK)
-    result = _summary(index, reason_N, judged, classes, tau, reviewed, [*notes, *tau_notes])
+    evidence = evidence_columns(judged, duplicate_of_N)
+    label_N = reviewed.final_label_N
+    scores = scores_table(index, losses, p_clean_N, reason_N, detail_N, evidence, label_N)
+    classes = _write_tables(out, index, scores, reason_N, judged)
+    notes += [*tau_notes, *_repeated(index.label_N, duplicate_of_N)]
+    result = _summary(index, reason_N, judged, classes, tau, reviewed, notes)
+    result.facts["duplicates"] = int(np.count_nonzero(duplicate_of_N >= 0))
     if cleaning is not None:
         result.facts |= cleaning_facts(cleaning, judged_by)
     return result
+
+
+def _unusable(
+    index: SampleIndex, features: FeatureStore, losses: LossTable
+) -> tuple[npt.NDArray[np.uint8], pa.ChunkedArray]:
+    """Returns (N,) reasons, KEPT for what can be judged, and a sentence for what cannot."""
+    reason_N = np.where(index.reason_N != Reason.KEPT, index.reason_N, features.reason_N)
+    # The probe refuses what is not finite; its row says so.
+    lost = (reason_N == Reason.KEPT) & ~np.isfinite(losses.loss_N)
+    reason_N[lost] = Reason.NOT_FINITE
+    return reason_N, pc.coalesce(index.table.column("detail"), features.details)
+
+
+def _write_tables(
+    out: Path,
+    index: SampleIndex,
+    scores: pa.Table,
+    reason_N: npt.NDArray[np.uint8],
+    judged: Judged,
+) -> pa.Table:
+    """Writes every table of the stage; returns that of the classes."""
+    write_parquet(out / "scores.parquet", scores)
+    write_subset(out / FILE, index, np.flatnonzero(np.isin(reason_N, KEPT_REASONS)))
+    classes = classes_table(index.classes, reason_N[judged.rows], judged)
+    write_parquet(out / "classes.parquet", classes)
+    if judged.cleaning is not None:
+        write_transition(out / TRANSITION, judged.cleaning.transition_KK)
+    return classes
 
 
 def _clean(
@@ -233,6 +256,17 @@ def _tau(p_clean_R: npt.NDArray[np.float64], config: SelectConfig) -> tuple[floa
     return surest, [
         f"no selection reaches select.target_purity = {config.target_purity:g}: the surest sample "
         f"has p_clean {surest:.3f}"
+    ]
+
+
+def _repeated(label_N: npt.NDArray[np.int32], duplicate_of_N: npt.NDArray[np.int64]) -> list[str]:
+    later = np.flatnonzero(duplicate_of_N >= 0)
+    if not len(later):
+        return []
+    other = int(np.count_nonzero(label_N[later] != label_N[duplicate_of_N[later]]))
+    return [
+        f"{len(later):,} samples show the same picture as an earlier one, {other:,} of them under "
+        "another label (column duplicate_of)"
     ]
 
 
