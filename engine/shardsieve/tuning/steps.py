@@ -95,13 +95,14 @@ class Steps:
         )
         self._to_training()
         for step, rows in enumerate(steps[first:], first):
-            seed_everything(job.seed, STEP, epoch, step, group.rank)
             self._optimisation.begin(epoch + step / len(steps))
             outcomes = []
             for part in range(parts):
                 start = time.perf_counter()
                 batch = next(stream)
                 waited = time.perf_counter() - start
+                # After the images are there: a loader that begins draws a number as well.
+                seed_everything(job.seed, STEP, epoch, step, part, group.rank)
                 with self._averaging_at(part == parts - 1):
                     outcomes.append(self._part(batch, len(rows), waited))
             self._optimisation.update()
