@@ -123,7 +123,8 @@ def test_gradients_are_clipped():
     optimisation.begin(0.0)
     optimisation.backward(100 * network(torch.ones(1, 3)).sum())
     optimisation.update()
-    assert (network.weight - before).norm().item() == pytest.approx(0.5, rel=1e-4)
+    # timm gives SGD Nesterov momentum: the first step is 1.9 times the gradient.
+    assert (network.weight - before).norm().item() == pytest.approx(1.9 * 0.5, rel=1e-4)
 
 
 def test_losses_are_the_fields():
