@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardsieve.estimator import NoisyLabelFilter
     from shardsieve.importers.run import import_shards
     from shardsieve.pipeline import clean
-    from shardsieve.predict import Predictions, predict
+    from shardsieve.predictions import Predictions, predict
     from shardsieve.run import Run, open_run
     from shardsieve.shards.clean import open_clean
 
@@ -51,10 +51,10 @@ _HOMES = {
     "NoisyLabelFilter": "shardsieve.estimator",
     "clean_labels": "shardsieve.arrays",
     "import_shards": "shardsieve.importers.run",
-    "Predictions": "shardsieve.predict",
+    "Predictions": "shardsieve.predictions",
     "Run": "shardsieve.run",
     "clean": "shardsieve.pipeline",
-    "predict": "shardsieve.predict",
+    "predict": "shardsieve.predictions",
     "open_clean": "shardsieve.shards.clean",
     "open_run": "shardsieve.run",
 }

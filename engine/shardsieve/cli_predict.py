@@ -26,7 +26,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Classify the images of shards with a fine-tuned model, into a parquet table."""
-    from shardsieve.predict import predict as classify
+    from shardsieve.predictions import predict as classify
     from shardsieve.progress import console_progress
 
     with exit_codes():

@@ -106,11 +106,11 @@ def test_the_generators_of_the_caller_are_left_alone(job):
     import torch
 
     def draws():
-        return random.random(), np.random.rand(), float(torch.rand(()))
+        return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
 
-    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)  # noqa: NPY002
     expected = draws()
-    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)  # noqa: NPY002
     run_job(job(epochs=1, **EVERYTHING))
     assert draws() == expected
 

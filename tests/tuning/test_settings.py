@@ -57,7 +57,7 @@ def test_a_backbone_that_cannot_checkpoint_says_so(job, monkeypatch):
     import timm.models.resnet
 
     monkeypatch.delattr(timm.models.resnet.ResNet, "set_grad_checkpointing")
-    with pytest.raises(BackboneError, match="leave out tune.grad_checkpointing"):
+    with pytest.raises(BackboneError, match=r"leave out tune.grad_checkpointing"):
         run_job(job(grad_checkpointing=True))
 
 
@@ -217,7 +217,7 @@ def test_every_image_of_an_odd_batch_has_its_target():
     mixing = Mixing(TuneConfig(mixup=1.0, label_smoothing=0.1), 3)
     images, label = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     before = images.clone()
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     mixed, target = mixing(images, label)
     assert images.equal(before), "what was handed over has changed"
     assert mixed[4].equal(images[4]) and not mixed[0].equal(images[0])
