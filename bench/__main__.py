@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,9 @@ def run(
     name: Annotated[str, typer.Argument(help="Which measurement; `list` shows them.")],
     quick: Annotated[bool, typer.Option(help="Small inputs, to see that it works.")] = False,
     record: Annotated[bool, typer.Option(help="Write bench/records/<date>-NAME.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with shards, for measurements that take one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Check, then measure, one part of shardsieve beside what people use instead."""
@@ -58,7 +62,9 @@ def run(
     if quick and record:
         raise typer.BadParameter("figures of small inputs mean nothing and are not recorded")
     measurement = load(name)
-    result = measurement.measure(quick=quick)
+    if data is not None and "data" not in signature(measurement.measure).parameters:
+        raise typer.BadParameter(f"{name} makes its own data", param_hint="--data")
+    result = measurement.measure(quick=quick, **({"data": data} if data is not None else {}))
     if record:
         typer.echo(f"record: {write_record(name, result, result['repeats'])}", err=True)
     typer.echo(json.dumps(result, indent=2) if as_json else measurement.describe(result))

@@ -13,6 +13,7 @@ RUNS: dict[str, str] = {
     "index": "finding the samples of shards, beside tarfile; memory at one and four million",
     "read": "samples by index from the original shards, beside webdataset's reader",
     "softmax_stats": "per-sample statistics of the logits, beside torch",
+    "tune": "accuracy after fine-tuning on planted noise: all, GCE, probe, turn, best [--data]",
     "write": "filtered shards, beside cp and webdataset's ShardWriter",
     "million": "the line after embedding at a million samples: seconds and memory per stage",
     "best": "the recipe `best`: seconds of the whole selection, up to a million samples",

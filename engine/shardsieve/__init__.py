@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardsieve.estimator import NoisyLabelFilter
     from shardsieve.importers.run import import_shards
     from shardsieve.pipeline import clean
+    from shardsieve.predictions import Predictions, predict
     from shardsieve.run import Run, open_run
     from shardsieve.shards.clean import open_clean
 
@@ -31,6 +32,7 @@ __all__ = [
     "Config",
     "Manifest",
     "NoisyLabelFilter",
+    "Predictions",
     "Run",
     "clean",
     "clean_labels",
@@ -38,6 +40,7 @@ __all__ = [
     "load_config",
     "open_clean",
     "open_run",
+    "predict",
 ]
 
 _HOMES = {
@@ -48,8 +51,10 @@ _HOMES = {
     "NoisyLabelFilter": "shardsieve.estimator",
     "clean_labels": "shardsieve.arrays",
     "import_shards": "shardsieve.importers.run",
+    "Predictions": "shardsieve.predictions",
     "Run": "shardsieve.run",
     "clean": "shardsieve.pipeline",
+    "predict": "shardsieve.predictions",
     "open_clean": "shardsieve.shards.clean",
     "open_run": "shardsieve.run",
 }

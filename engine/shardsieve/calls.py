@@ -22,8 +22,8 @@ from shardsieve.data.location import ShardPath, shard_path
 from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
-from shardsieve.data.scores import Decisions
-from shardsieve.errors import DataError
+from shardsieve.data.scores import Decisions, Suggestions
+from shardsieve.errors import ConfigError, DataError
 from shardsieve.identity import judgement_key
 from shardsieve.progress import Progress
 from shardsieve.run import Run
@@ -121,6 +121,29 @@ class Calls:
 
         return resolve_precision(precision, self.device)
 
+    def refuse_tuning_that_cannot_work(self) -> None:
+        """Raises what `tune` would raise later, perhaps after hours of other stages.
+
+        Raises:
+            ConfigError: A setting of `tune` cannot work here.
+            DeviceUnavailable: There are fewer GPUs than processes.
+        """
+        tune = self._config.tune
+        if tune.tensorboard or tune.optimiser not in ("adamw", "sgd"):
+            # torch and timm take seconds to load.
+            from shardsieve.tuning.metrics import refuse_without_tensorboard
+            from shardsieve.tuning.optimisation import refuse_unknown_optimiser
+
+            refuse_unknown_optimiser(tune.optimiser)
+            if tune.tensorboard:
+                refuse_without_tensorboard()
+        if tune.labels != "given" and self._config.select.recipe != "best":
+            raise ConfigError(f"tune.labels = {tune.labels} needs select.recipe = best")
+        if tune.processes > 1:
+            from shardsieve.tuning.processes import check_processes
+
+            check_processes(tune.processes, self.device, tune.batch_norm)
+
     def _index(self, out: Path) -> StageResult:
         return index(
             self._shards,
@@ -186,48 +209,60 @@ class Calls:
         )
 
     def _tune(self, out: Path) -> StageResult:
-        from shardsieve.stages.tune import tune
+        from shardsieve.stages.tune import tune, with_suggestions
+        from shardsieve.tuning.job import Job, Labelled
 
         config = self._config
         decisions = Decisions.read(self._scores_file)
         # A model learns the labels as they are after review.
         samples = self._run.index.relabelled(decisions.final_label_N)
-        validation = None
-        if config.tune.validation:
-            folder = out / "validation"
-            folder.mkdir(exist_ok=True)
-            labels = config.tune.validation_labels or config.index.labels
-            try:
-                index(
-                    [shard_path(path) for path in config.tune.validation],
-                    config.index.model_copy(update={"labels": labels}),
-                    out=folder,
-                    progress=self._progress,
-                    classes=samples.classes,
-                )
-            except DataError as error:
-                raise DataError(
-                    f"validation shards: {error}. Their labels are set by tune.validation_labels"
-                ) from error
-            validation = SampleIndex.open(folder)
-        return tune(
-            samples,
-            samples.readable_N & (self._run.features.reason_N == Reason.KEPT),
-            decisions.kept_N,
-            np.isin(decisions.reason_N, (Reason.KEPT_BY_REVIEW, Reason.REMOVED_BY_REVIEW)),
-            self._directory.folder("probe") / "head.safetensors",
-            config.tune,
-            embed_config=config.embed,
-            select_config=config.select,
+        usable_N = samples.readable_N & (self._run.features.reason_N == Reason.KEPT)
+        validation = self._validation(out / "validation", samples.classes)
+        job = Job(
+            samples=Labelled.of(samples, usable_N),
+            classes=samples.classes,
+            kept_N=decisions.kept_N,
+            decided_N=np.isin(
+                decisions.reason_N, (Reason.KEPT_BY_REVIEW, Reason.REMOVED_BY_REVIEW)
+            ),
+            loss_N=LossTable.open(self._directory.folder("probe") / "losses.arrow").loss_N,
+            beliefs=None,
+            head=self._directory.folder("probe") / "head.safetensors",
+            config=config.tune,
+            embed=config.embed,
+            select=config.select,
             q=config.probe.q,
-            validation=validation,
+            validation=Labelled.of(validation) if validation is not None else None,
             out=out,
             seed=config.seed,
-            device=self.device,
+            precision=self.resolve_precision(config.tune.precision),
             workers=self._workers,
             backend=self.backend,
-            progress=self._progress,
         )
+        if config.tune.labels != "given":
+            job = with_suggestions(job, Suggestions.read(self._scores_file), config.tune)
+        return tune(job, device=self.device, progress=self._progress)
+
+    def _validation(self, folder: Path, classes: tuple[str, ...]) -> SampleIndex | None:
+        """Indexes the validation shards, if there are any."""
+        config = self._config
+        if not config.tune.validation:
+            return None
+        folder.mkdir(exist_ok=True)
+        labels = config.tune.validation_labels or config.index.labels
+        try:
+            index(
+                [shard_path(path) for path in config.tune.validation],
+                config.index.model_copy(update={"labels": labels}),
+                out=folder,
+                progress=self._progress,
+                classes=classes,
+            )
+        except DataError as error:
+            raise DataError(
+                f"validation shards: {error}. Their labels are set by tune.validation_labels"
+            ) from error
+        return SampleIndex.open(folder)
 
     def _write(self, out: Path) -> StageResult:
         from shardsieve.stages.write import write

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardsieve import cli_import, cli_review, cli_run, cli_setup
+from shardsieve import cli_import, cli_predict, cli_review, cli_run, cli_setup
 from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ _stage_command("select", "Fit the mixtures and decide which samples are kept.")
 _stage_command("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("report", "Write the page to look at.")
 cli_run.add_to(app)
+cli_predict.add_to(app)
 cli_review.add_to(app)
 cli_import.add_to(app)
 cli_setup.add_to(app)

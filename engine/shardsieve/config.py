@@ -9,30 +9,20 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from shardsieve.config_section import Precision as Precision
+from shardsieve.config_section import Section as Section
+from shardsieve.config_tune import TuneConfig as TuneConfig
 from shardsieve.errors import ConfigError
 from shardsieve.presets import PREFIX, read_preset
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """A group of settings; unknown keys are refused and values cannot be changed later."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class IndexConfig(Section):
@@ -149,49 +139,6 @@ class SelectConfig(Section):
                 "target_purity needs recipe = best: a mixture's posterior is no probability"
             )
         return self
-
-
-class TuneConfig(Section):
-    """Full fine-tuning on the clean samples."""
-
-    epochs: int = Field(4, ge=1)
-    """Passes over the class-balanced clean set."""
-    batch_size: int = Field(32, ge=1)
-    """Images in one step."""
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    """The optimiser, as timm makes it."""
-    lr: float = Field(1e-4, gt=0)
-    """Peak learning rate."""
-    weight_decay: float = Field(1e-4, ge=0)
-    """Weight decay; biases and norms have none."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """How the learning rate goes on from its peak."""
-    reselect: Literal["epoch", "never"] = "epoch"
-    """`epoch`: before every epoch but the first, all samples are scored by the model as it is and
-    the mixtures are fitted anew (TURN). The recipe `best` keeps its selection."""
-    max_samples: int | None = Field(None, ge=1)
-    """At most this many samples an epoch, the same number from every class, one at least."""
-    crop_scale: tuple[Share, Share] = (0.35, 1.0)
-    """Range of the share of the image's area that timm's random crop keeps."""
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _ascending(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if scale[0] > scale[1]:
-            raise ValueError("the smallest share comes first")
-        return scale
-
-    flip: float = Field(0.5, ge=0, le=1)
-    """Probability of a horizontal flip."""
-    batch_norm: Literal["frozen", "trained"] = "frozen"
-    """`frozen`: batch norms keep the statistics that the features were made with, so that the
-    network starts as good as the probe; their scale and shift are trained all the same."""
-    precision: Precision = "auto"
-    """As for `embed`; weights and optimiser state stay in fp32."""
-    validation: tuple[str, ...] = ()
-    """Clean shards to measure accuracy on after every epoch; the best epoch is saved."""
-    validation_labels: str | None = Field(None, min_length=1)
-    """Where their labels stand, as for index.labels; default: where those of the others do."""
 
 
 class WriteConfig(Section):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardsieve.config import Config
+from shardsieve.config_tune import HOW
 from shardsieve.data.location import RemotePath, ShardPath, shard_path
 from shardsieve.data.record import content_key
 from shardsieve.models.weights import weights_identity
@@ -40,7 +41,7 @@ STAGES = (
     Stage("embed", 2, ("index",)),
     Stage("probe", 2, ("index", "embed")),
     Stage("select", 3, ("index", "embed", "probe")),
-    Stage("tune", 1, ("index", "embed", "probe", "select")),
+    Stage("tune", 2, ("index", "embed", "probe", "select")),
     Stage("write", 2, ("index", "select")),
     Stage("report", 2, ("index", "embed", "probe", "select", "write")),
 )
@@ -107,6 +108,7 @@ class Identities:
         if stage.name in ("select", "tune") and config.select.loss == "gce":
             identity["q"] = config.probe.q
         if stage.name == "tune":
+            settings = {name: value for name, value in settings.items() if name not in HOW}
             # Only tuning needs them to be there; gone, they make a finished tune out of date.
             named = [shard_path(text) for text in config.tune.validation]
             present = [path for path in named if isinstance(path, RemotePath) or path.is_file()]

@@ -162,6 +162,8 @@ class _Line:
         for name, section in (("embed", config.embed), ("tune", config.tune)):
             if name in names and section.precision == "fp16":
                 self._calls.resolve_precision("fp16")
+        if "tune" in names:
+            self._calls.refuse_tuning_that_cannot_work()
         if {"embed", "tune"} & set(names):
             embedded = self._directory.record("embed")
             name = config.embed.backbone

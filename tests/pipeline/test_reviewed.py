@@ -112,17 +112,17 @@ def test_a_second_run_keeps_them_and_undo_brings_everything_back(decided, shards
 
 
 def test_tuning_learns_the_label_that_stands(decided, shards, monkeypatch):
-    import shardsieve.stages.tune as stage
+    import shardsieve.tuning.trainer as stage
 
     run, config, removed, kept, right = decided
     seen = []
-    draw = stage._draw
+    draw = stage.draw_epoch
 
-    def watch(tuning, kept_N, epoch):
-        seen.append((tuning.index.label_N.copy(), kept_N.copy()))
-        return draw(tuning, kept_N, epoch)
+    def watch(job, kept_N, epoch):
+        seen.append((job.samples.label_N.copy(), kept_N.copy()))
+        return draw(job, kept_N, epoch)
 
-    monkeypatch.setattr(stage, "_draw", watch)
+    monkeypatch.setattr(stage, "draw_epoch", watch)
     run = shardsieve.clean(shards.patterns, run.path, config, tune=True)
     row_of = {key: row for row, key in enumerate(run.index.keys_N.to_pylist())}
     assert len(seen) == 2

@@ -149,6 +149,37 @@ class Decisions:
         return cls(np.isin(reason_N, KEPT_REASONS), reason_N, p_clean_N, final_label_N)
 
 
+@dataclass(frozen=True, slots=True)
+class Suggestions:
+    """The columns of a scores table that say what a sample may rather show.
+
+    Attributes:
+        reason_N: (N,) u8 `Reason`.
+        p_clean_N: (N,) f32 probability of the label as given, NaN where a sample was not judged.
+        suggested_N: (N,) i32, -1 where the recipe suggests nothing.
+        confidence_N: (N,) f32, probability of the suggested label, NaN where there is none.
+    """
+
+    reason_N: npt.NDArray[np.uint8]
+    p_clean_N: npt.NDArray[np.float32]
+    suggested_N: npt.NDArray[np.int32]
+    confidence_N: npt.NDArray[np.float32]
+
+    @classmethod
+    def read(cls, path: Path) -> Suggestions:
+        """Reads these columns of `scores.parquet` and no other."""
+        names = ["reason", "p_clean", "suggested_label", "suggestion_confidence"]
+        table = pq.read_table(path, columns=names)
+        p_clean_N = pc.fill_null(table.column("p_clean"), np.nan).to_numpy()
+        confidence = table.column("suggestion_confidence").cast(pa.float32())
+        return cls(
+            reason_numbers(table.column("reason")),
+            p_clean_N.astype(np.float32),
+            pc.fill_null(table.column("suggested_label"), -1).to_numpy().astype(np.int32),
+            pc.fill_null(confidence, np.float32("nan")).to_numpy(),
+        )
+
+
 def _known(values_N: npt.NDArray[np.float32]) -> pa.Array:
     return pa.array(values_N, mask=np.isnan(values_N))
 

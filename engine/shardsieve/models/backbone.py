@@ -72,9 +72,13 @@ class Preprocessing:
         )
 
     def training(
-        self, crop_scale: tuple[float, float], flip: float
+        self,
+        crop_scale: tuple[float, float],
+        flip: float,
+        color_jitter: float = 0.0,
+        auto_augment: str | None = None,
     ) -> Callable[[Image.Image], Any]:
-        """Returns timm's training transform: random crop and flip, to uint8 (3, S, S)."""
+        """Returns timm's training transform: crop, flip, colours, policy; to uint8 (3, S, S)."""
         from timm.data import create_transform
 
         return create_transform(
@@ -83,7 +87,8 @@ class Preprocessing:
             interpolation=self.interpolation,
             scale=crop_scale,
             hflip=flip,
-            color_jitter=None,
+            color_jitter=color_jitter or None,
+            auto_augment=auto_augment,
             use_prefetcher=True,
         )
 
@@ -181,22 +186,25 @@ def _build(config: EmbedConfig, num_classes: int) -> tuple[nn.Module, dict[str, 
     source = {"source": weights_source(config), "matched_by": matched}
     weights = source | weights_identity(config)
     network.reset_classifier(num_classes)  # type: ignore[operator]
-    if config.image_size is not None and network.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
-        _resize_positions(network, config)
+    if config.image_size is not None:
+        resize_input(network, config.backbone, config.image_size)
     return network, weights
 
 
-def _resize_positions(network: nn.Module, config: EmbedConfig) -> None:
+def resize_input(network: nn.Module, name: str, size: int) -> None:
+    """Prepares a network for square images of another size; most take any as they are.
+
+    Raises:
+        BackboneError: It cannot take them.
+    """
+    if not network.pretrained_cfg["fixed_input_size"]:  # type: ignore[index]
+        return
     if not hasattr(network, "set_input_size"):
-        raise BackboneError(
-            f"{config.backbone}: takes one image size only; leave out embed.image_size"
-        )
+        raise BackboneError(f"{name}: takes one image size only; leave out embed.image_size")
     try:
-        network.set_input_size(img_size=(config.image_size, config.image_size))  # type: ignore[operator]
+        network.set_input_size(img_size=(size, size))  # type: ignore[operator]
     except AssertionError as error:
-        raise BackboneError(
-            f"{config.backbone}: cannot take images of {config.image_size} px: {error}"
-        ) from error
+        raise BackboneError(f"{name}: cannot take images of {size} px: {error}") from error
 
 
 def _from_hub(config: EmbedConfig) -> nn.Module:

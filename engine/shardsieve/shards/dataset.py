@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class ImageRows(Dataset[Decoded]):
         offset_N: npt.NDArray[np.int64],
         size_N: npt.NDArray[np.int64],
         transform: Transform,
-        seed: int | None = None,
+        seed: Sequence[int] | None = None,
     ) -> None:
         """Takes the columns of the index and a timm transform that ends in uint8 C H W.
 
@@ -49,7 +50,7 @@ class ImageRows(Dataset[Decoded]):
             offset_N: First byte of each image.
             size_N: Bytes of each image.
             transform: PIL image to uint8 (3, H, W).
-            seed: Makes a random transform depend on (seed, row) only, not on which worker runs it.
+            seed: Makes a random transform depend on seed and row only, not on which worker runs it.
         """
         self._files = ShardFiles(paths)
         self._shard_N, self._offset_N, self._size_N = shard_N, offset_N, size_N
@@ -69,16 +70,28 @@ class ImageRows(Dataset[Decoded]):
             return row, None, str(error)
         if self._seed is None:
             return row, np.asarray(self._transform(image)), None
-        state = np.random.SeedSequence([self._seed, row]).generate_state(2, np.uint64)
-        # The CPU's generator alone: torch.manual_seed would touch those of GPUs as well.
-        torch_before, python_before = torch.get_rng_state(), random.getstate()
-        torch.default_generator.manual_seed(int(state[0] >> 1))
-        random.seed(int(state[1]))
-        try:
+        with _random_by(*self._seed, row):
             return row, np.asarray(self._transform(image)), None
-        finally:
-            torch.set_rng_state(torch_before)
-            random.setstate(python_before)
+
+
+@contextmanager
+def _random_by(*numbers: int) -> Iterator[None]:
+    """Makes random transforms a function of some numbers; what was before comes back.
+
+    timm draws crops from python and torch, and the operations of RandAugment from numpy.
+    """
+    state = np.random.SeedSequence(numbers).generate_state(3, np.uint32).tolist()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    # The CPU's generator alone: torch.manual_seed would touch those of GPUs as well.
+    torch.default_generator.manual_seed(state[0])
+    random.seed(state[1])
+    np.random.seed(state[2])  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])  # noqa: NPY002
 
 
 class _Batches(Sampler[list[int]]):
