@@ -24,7 +24,9 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = ("sh", "python", "toml")
-_COMMENT = re.compile(r"<!--\s*(?P<what>not run|run by|output|layout|record)(?::\s*(?P<why>.*?))?\s*-->")
+_COMMENT = re.compile(
+    r"<!--\s*(?P<what>not run|run by|output|layout|record)(?::\s*(?P<why>.*?))?\s*-->"
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,6 @@ def problem_with(block: Block) -> str | None:
 
 
 def commands(text: str) -> list[str]:
-    """Returns the commands of a shell block: one a line, continued ones joined, comments left out."""
+    """Returns the commands of a shell block, one a line, without comments."""
     joined = re.sub(r"\\\n\s*", "", text)
     return [line for line in map(str.strip, joined.splitlines()) if line and line[0] != "#"]

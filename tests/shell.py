@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import signal
@@ -176,12 +177,11 @@ def paths_of(layout: str) -> list[str]:
     """Returns the paths that a drawn tree of folders names: indented ones lie in the one above."""
     paths, above = [], ""
     for line in layout.splitlines():
-        if not line.strip() or re.match(r" {20}", line):
-            continue
-        entries = re.split(r" {2,}|   ", line.strip())
-        inside = line.startswith(" ")
-        for entry in re.findall(r"[\w./-]+\.\w+|[\w./-]+/", line[:60]) if inside else [entries[0].split(" ")[0]]:
-            if not inside:
-                above = entry if entry.endswith("/") else ""
-            paths.append(above + entry if inside else entry)
+        entries = re.split(r" {2,}", line.strip())
+        if line[:1] not in ("", " "):
+            above = entries[0].partition(" ")[0]
+            paths.append(above)
+        else:
+            named = itertools.takewhile(re.compile(r"[\w./-]+(\.\w+|/)").fullmatch, entries)
+            paths += [above + entry for entry in named]
     return paths

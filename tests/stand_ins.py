@@ -1,8 +1,7 @@
-"""What the docs name (`train-*.tar`, `photos`, `features` ...), small, in a folder to try them in."""
+"""What the docs name (`train-*.tar`, `photos`, `features` ...), small, to try them on."""
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -38,7 +37,7 @@ def _shards(folder: Path, rng: np.random.Generator) -> None:
     keys, labels = [], []
     for shard in range(4):
         with tarfile.open(folder / f"train-{shard:04d}.tar", "w") as tar:
-            for position in range(30):
+            for position in range(20):
                 key, label = f"s{shard}-{position:03d}", int(rng.integers(3))
                 told = (label + 1) % 3 if rng.random() < 0.2 else label
                 add_member(tar, f"{key}.jpg", jpeg(COLOURS[label], rng))
@@ -54,7 +53,7 @@ def _photos(folder: Path, rng: np.random.Generator) -> None:
     from sklearn.datasets import load_sample_images
 
     for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
-        for number in range(60):
+        for number in range(48):
             top, left = rng.integers(0, 300), rng.integers(0, 500)
             piece = Image.fromarray(photo[top : top + 120, left : left + 120]).resize((64, 64))
             filed = {"temple": "flower", "flower": "temple"}[name] if number % 6 == 0 else name
