@@ -1,4 +1,4 @@
-"""What the docs name (`train-*.tar`, `photos`, `features` ...), small, to try them on."""
+"""What the docs name (`train-*.tar`, `classes.txt`, `features` ...), small, to try them on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tiny import COLOURS, add_member, jpeg
 
 CLASSES = ("red", "green", "blue")
@@ -26,11 +25,10 @@ def smaller(text: str) -> str:
 
 
 def write_stand_ins(folder: Path) -> None:
-    """Writes shards, tables and photos, with some labels wrong."""
+    """Writes shards, and tables, with some labels wrong."""
     rng = np.random.default_rng(0)
     _shards(folder, rng)
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
-    _photos(folder / "photos", rng)
 
 
 def _shards(folder: Path, rng: np.random.Generator) -> None:
@@ -46,20 +44,6 @@ def _shards(folder: Path, rng: np.random.Generator) -> None:
                 keys.append(key)
                 labels.append(told)
     pq.write_table(pa.table({"key": keys, "label": labels}), folder / "labels.parquet")
-
-
-def _photos(folder: Path, rng: np.random.Generator) -> None:
-    """Pieces of the two photos that come with scikit-learn; one in six is filed wrongly."""
-    from sklearn.datasets import load_sample_images
-
-    for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
-        for number in range(48):
-            top, left = rng.integers(0, 300), rng.integers(0, 500)
-            piece = Image.fromarray(photo[top : top + 120, left : left + 120]).resize((64, 64))
-            filed = {"temple": "flower", "flower": "temple"}[name] if number % 6 == 0 else name
-            (folder / filed).mkdir(parents=True, exist_ok=True)
-            piece.save(folder / filed / f"{name[0]}{number:03d}.jpg", quality=90)
-    (folder / "flower" / "broken.jpg").write_bytes(b"<html>not found</html>")
 
 
 def names() -> dict[str, Any]:
