@@ -150,6 +150,18 @@ def figures(
 
 
 @app.command()
+def screenshots(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/images"),
+) -> None:
+    """Take the pictures of the report that the docs show, from a run."""
+    from bench.screenshots import photograph
+
+    for file in photograph(run / "report" / "report.html", out):
+        typer.echo(f"{file} {file.stat().st_size / 1000:.0f} kB")
+
+
+@app.command()
 def readme() -> None:
     """Write the figures in README.md anew from the records."""
     update_readme(Path("README.md"))
