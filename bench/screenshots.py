@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 # What is photographed: file name, the heading's anchor, and the schemes it is wanted in.
 _PARTS = (
@@ -42,13 +43,23 @@ def photograph(report: Path, out: Path) -> list[Path]:
             for name, anchor, schemes in _PARTS:
                 if scheme not in schemes:
                     continue
-                page.evaluate(f"document.getElementById('{anchor}').scrollIntoView()")
+                _scroll_to(page, anchor)
                 file = out / f"report-{name}{'-dark' if scheme == 'dark' else ''}.png"
                 page.screenshot(path=file)
                 taken.append(_smaller(file))
             page.close()
         browser.close()
     return taken
+
+
+def _scroll_to(page: Any, anchor: str) -> None:
+    if anchor == _PARTS[0][1]:
+        page.evaluate("window.scrollTo(0, 0)")
+        return
+    # What is far below gets its height when it is come near to: the first jump lands beside it.
+    for _ in range(3):
+        page.evaluate(f"document.getElementById('{anchor}').scrollIntoView()")
+        page.wait_for_timeout(200)
 
 
 def _smaller(file: Path) -> Path:
