@@ -145,6 +145,29 @@ def gpu_check(
 
 
 @app.command()
+def figures(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/images"),
+) -> None:
+    """Draw the pictures of docs/concepts.md anew, from a run on scikit-learn's digits."""
+    from bench.figures import write_figures
+
+    for file in write_figures(out, console_progress()):
+        typer.echo(f"{file} {file.stat().st_size / 1000:.0f} kB")
+
+
+@app.command()
+def screenshots(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/images"),
+) -> None:
+    """Take the pictures of the report that the docs show, from a run."""
+    from bench.screenshots import photograph
+
+    for file in photograph(run / "report" / "report.html", out):
+        typer.echo(f"{file} {file.stat().st_size / 1000:.0f} kB")
+
+
+@app.command()
 def readme() -> None:
     """Write the figures in README.md anew from the records."""
     update_readme(Path("README.md"))

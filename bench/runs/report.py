@@ -180,6 +180,7 @@ def _classes(names: tuple[str, ...], label_N: Any, kept_N: Any, judged_N: Any) -
 
 def _report(folder: Path) -> dict[str, int]:
     """Runs the stage as the pipeline would; in a process of its own."""
+    from shardsieve.page.verdicts import read_scores
     from shardsieve.stages.report import report
 
     def record(stage: str, seconds: float, **facts: Any) -> StageRecord:
@@ -198,7 +199,7 @@ def _report(folder: Path) -> dict[str, int]:
     }
     result = report(
         SampleIndex.open(folder),
-        pq.read_table(folder / "scores.parquet"),
+        read_scores(folder / "scores.parquet"),
         pq.read_table(folder / "classes.parquet"),
         records,
         Config(),

@@ -278,11 +278,12 @@ class Calls:
         )
 
     def _report(self, out: Path) -> StageResult:
+        from shardsieve.page.verdicts import read_scores
         from shardsieve.stages.report import report
 
         return report(
             self._run.index,
-            self._run.scores,
+            read_scores(self._scores_file),
             self._run.classes,
             self._current_records(),
             self._config,

@@ -15,9 +15,7 @@ RunPath = Annotated[Path, typer.Argument(help="The run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="One setting, such as write.balance=true."
-    ),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting, by its dotted name."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with settings.")]
 

@@ -1,4 +1,4 @@
-"""`shardsieve presets` and `shardsieve doctor`: what comes along, and what the machine can do."""
+"""What comes along, what the machine can do, and what everything is called."""
 
 from __future__ import annotations
 
@@ -46,7 +46,15 @@ def doctor(
         raise typer.Exit(1)
 
 
+def reference(context: typer.Context) -> None:
+    """Print every setting, command, reason and exit code with its meaning, as Markdown."""
+    from shardsieve.reference import reference as page
+
+    typer.echo(page(context.find_root().command), nl=False)
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
     app.command()(presets)
     app.command()(doctor)
+    app.command()(reference)

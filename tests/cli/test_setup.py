@@ -1,12 +1,14 @@
 """presets, doctor and shell completion."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from shardsieve import doctor
 from shardsieve.cli import app
+from shardsieve.config import Config
 
 
 def call(*arguments):
@@ -71,3 +73,19 @@ def test_shells_complete_the_verbs(shell):
     done = CliRunner().invoke(app, [], env=environment, prog_name="shardsieve")
     assert "import" in done.stdout
     assert "clean" not in done.stdout
+
+
+def test_the_reference_is_up_to_date():
+    page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert call("reference").stdout == page, "run `shardsieve reference > docs/reference.md`"
+
+
+def test_the_reference_names_every_setting_and_command():
+    page = call("reference").stdout
+    for section, settings in Config():
+        for name in getattr(type(settings), "model_fields", [""]):
+            assert f"| `{'.'.join(filter(None, (section, name)))}` |" in page
+    for verb in ("clean SHARDS...", "explain RUN KEY", "decisions import RUN FILE", "doctor"):
+        assert f"### `shardsieve {verb}`" in page
+    assert "| `--out, -o PATH` | The run directory; made if missing. Required. |" in page
+    assert "`--to fiftyone\\|cleanlab\\|label-studio`" in page

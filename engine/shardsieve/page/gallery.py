@@ -36,7 +36,7 @@ def gallery(
 
     Args:
         index: Where the images lie.
-        scores: For keys, reasons and details.
+        scores: For reasons and details.
         verdicts: The scores as arrays.
         shown: The galleries, cut to what is to be seen.
         suggested_N: (N,) i32 the class each sample looks like, -1 where there is none.
@@ -51,12 +51,16 @@ def gallery(
         for row in queue.rows_R.tolist():
             galleries.setdefault(row, []).append(queue.name)
     rows = np.array(list(galleries), np.int64)
-    taken = scores.select(["key", "reason", "detail"]).take(pa.array(rows)).to_pylist()
+    keys = index.keys_N.take(rows).to_pylist()
+    taken = scores.select(["reason", "detail"]).take(rows).to_pylist()
     where = [index.numbers(name)[rows].tolist() for name in ("shard", "image_offset", "image_size")]
     files = ShardFiles([ref.path for ref in index.shards])
     items = []
-    for row, known, shard, offset, size in zip(rows.tolist(), taken, *where, strict=True):
+    for row, key, known, shard, offset, size in zip(
+        rows.tolist(), keys, taken, *where, strict=True
+    ):
         item = {
+            "key": key,
             **known,
             "shard": index.shards[shard].path.name,
             "galleries": galleries[row],

@@ -7,18 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import EXPLANATIONS, Reason
+from shardsieve.data.scores import reason_numbers
 from shardsieve.data.table import count_words
 
 LISTED_UNREADABLE = 200
+# What the page looks at; keys and places are the index's, which is mapped and not read.
+_COLUMNS = (
+    "label",
+    "pred",
+    "loss",
+    "margin",
+    "p_clean",
+    "kept",
+    "reason",
+    "detail",
+    "suggested_label",
+    "suggestion_confidence",
+    "duplicate_of",
+)
+
+
+def read_scores(path: Path) -> pa.Table:
+    """Reads the columns of `scores.parquet` that the page needs, those that are there."""
+    there = set(pq.read_schema(path).names)
+    return pq.read_table(path, columns=[name for name in _COLUMNS if name in there])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +84,8 @@ class Verdicts:
 
 def in_group(scores: pa.Table, group: str) -> pa.ChunkedArray:
     """Returns which rows have a reason of this group: kept, removed or unreadable."""
-    words = pa.array([reason.word for reason in Reason if reason.group == group])
-    return pc.is_in(scores.column("reason").cast(pa.string()), value_set=words)
+    wanted = [reason for reason in Reason if reason.group == group]
+    return pa.chunked_array([np.isin(reason_numbers(scores.column("reason")), wanted)])
 
 
 def count_groups(scores: pa.Table) -> dict[str, list[dict[str, Any]]]:
@@ -84,10 +107,11 @@ def count_groups(scores: pa.Table) -> dict[str, list[dict[str, Any]]]:
 def list_unreadable(scores: pa.Table, index: SampleIndex) -> list[dict[str, Any]]:
     """Returns shard file name, key, reason and detail of the first unreadable samples."""
     rows = np.flatnonzero(in_group(scores, "unreadable").to_numpy())[:LISTED_UNREADABLE]
-    table = scores.select(["key", "shard", "reason", "detail"]).take(pa.array(rows))
-    listed: list[dict[str, Any]] = table.to_pylist()
-    for row in listed:
-        row["shard"] = index.shards[row["shard"]].path.name
+    listed: list[dict[str, Any]] = scores.select(["reason", "detail"]).take(rows).to_pylist()
+    keys = index.keys_N.take(rows).to_pylist()
+    shards = index.numbers("shard")[rows].tolist()
+    for row, key, shard in zip(listed, keys, shards, strict=True):
+        row |= {"key": key, "shard": index.shards[shard].path.name}
     return listed
 
 

@@ -1,0 +1,108 @@
+"""Every code block of README, CONTRIBUTING and docs: run, or parsed with the reason why not."""
+
+import ast
+import shutil
+import time
+import tomllib
+
+import pytest
+import shell
+import stand_ins
+from blocks import PAGES, ROOT, blocks_of, commands, inline_code, problem_with
+
+from shardsieve.config import Config
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+RUN_PAGES = [page for page in PAGES if any(b.kind == "run" for b in blocks_of(page))]
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory):
+    """A folder in which the names of the docs exist, and a finished run over its shards."""
+    folder = tmp_path_factory.mktemp("stage")
+    stand_ins.write_stand_ins(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shell.run("shardsieve clean 'train-{0000..0003}.tar' -o RUN", folder)
+    return folder
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
+def test_somebody_checks_the_block(block):
+    assert problem_with(block) is None
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.kind == "not run"], ids=lambda block: block.where
+)
+def test_what_is_not_run_is_well_formed(block, tmp_path):
+    if block.language == "sh":
+        for command in commands(block.text):
+            shell.check_parses(command, tmp_path)
+    elif block.language == "python":
+        _check_names(ast.parse(block.text))
+    else:
+        Config.model_validate(tomllib.loads(block.text))
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.kind == "layout"], ids=lambda block: block.where
+)
+def test_what_a_layout_names_exists(block):
+    for path in shell.paths_of(block.text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
+def test_page_runs(page, stage, tmp_path, monkeypatch):
+    folder = tmp_path / "reader"
+    shutil.copytree(stage, folder)
+    monkeypatch.chdir(folder)
+    names, said = stand_ins.names(), ""
+    for block in blocks_of(page):
+        if block.kind == "output":
+            missing = shell.expected_in(said, block.text)
+            assert not missing, f"{block.where}: {missing} is not in\n{said}"
+        if block.kind != "run":
+            continue
+        start, text = time.perf_counter(), stand_ins.smaller(block.text)
+        if block.language == "sh":
+            said = "".join(_shell(block, command, folder) for command in commands(text))
+        elif block.language == "python":
+            said = _python(block, text, names)
+        else:
+            Config.model_validate(tomllib.loads(text))
+        print(f"{block.where}: {time.perf_counter() - start:.1f} s")
+
+
+def _shell(block, command, folder):
+    try:
+        return shell.run(command, folder)
+    except AssertionError as error:
+        raise AssertionError(f"{block.where}: {error}") from error
+
+
+def _python(block, text, names):
+    import contextlib
+    import io
+
+    # Errors then name the line of the page.
+    code = compile("\n" * block.line + text, str(ROOT / block.page), "exec")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(code, names)
+    return said.getvalue()
+
+
+def _check_names(tree):
+    import shardsieve
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "shardsieve":
+            assert hasattr(shardsieve, node.attr), node.attr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_running_text_have_known_verbs_and_options(page):
+    for code in inline_code(page):
+        if code.startswith("shardsieve ") and "|" not in code and "..." not in code:
+            shell.check_options(code)
