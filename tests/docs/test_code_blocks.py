@@ -10,7 +10,7 @@ import tomllib
 import pytest
 import shell
 import stand_ins
-from blocks import PAGES, ROOT, blocks_of, commands, inline_code, problem_with
+from blocks import PAGES, ROOT, Block, blocks_of, commands, inline_code, problem_with
 
 from shardsieve.config import Config
 
@@ -21,6 +21,41 @@ RUN_PAGES = [page for page in PAGES if any(b.kind == "run" for b in blocks_of(pa
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
 def test_somebody_checks_the_block(block):
     assert problem_with(block) is None
+
+
+def test_a_block_that_nobody_checks_is_found():
+    def problem(language, kind="run", why=""):
+        return problem_with(Block("docs/page.md", 1, language, "", kind, why))
+
+    assert "ruby" in problem("ruby")
+    assert "''" in problem("")
+    assert "no reason" in problem("sh", "not run")
+    assert "does not exist" in problem("python", "run by", "tests/docs/test_gone.py")
+    assert "does not name" in problem("python", "run by", "tests/docs/test_reproduce.py")
+    assert problem("sh") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("shardsieve clean a.tar -o RUN --nope", "nope"),
+        ("shardsieve wash a.tar", "no verb wash"),
+        ("shardsieve clean a.tar -o RUN --set probe.nope=1", "probe.nope"),
+        ("pip install 'shardsieve[moon]'", "no extra moon"),
+        ("make coffee", "no coffee"),
+        ("python -m bench run index --nope", "nope"),
+        ("curl example.org", "nothing here knows"),
+    ],
+)
+def test_a_command_that_is_none_is_found(command, why, tmp_path):
+    with pytest.raises(Exception, match=why):
+        shell.check_parses(command, tmp_path)
+
+
+def test_output_that_nobody_printed_is_found():
+    said = "kept   80 (83.3%)\nshards RUN/clean"
+    assert shell.expected_in(said, "kept 75 (70.0%)\n") == []
+    assert shell.expected_in(said, "lost 5\n") == ["lost 5"]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +82,7 @@ def test_what_a_layout_names_exists(block):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 # webdataset leaves its files to the garbage collector, which is to come here and not later.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
 def test_page_runs(page, tmp_path, monkeypatch):
