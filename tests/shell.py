@@ -76,6 +76,8 @@ def _serve(command: str, folder: Path) -> str:
     assert server.stdout is not None
     try:
         address = server.stdout.readline().strip()
+        if not address:
+            raise AssertionError(f"{command}: no address\n{server.communicate(timeout=30)[1]}")
         with urllib.request.urlopen(address, timeout=30) as answer:
             assert "<html" in answer.read().decode()
         server.send_signal(signal.SIGINT)
@@ -83,6 +85,7 @@ def _serve(command: str, folder: Path) -> str:
         assert server.returncode == 0, complaint
     finally:
         server.kill()
+        server.communicate()
     return f"{address}\n{said}"
 
 
