@@ -61,7 +61,7 @@ def content_of(path):
     if path.name != "metrics.jsonl":
         return path.read_bytes()
     rows = [json.loads(row) for row in path.read_text().splitlines()]
-    return json.dumps([row | {"seconds": None} for row in rows]).encode()
+    return json.dumps([row | {"seconds": None, "waiting_seconds": None} for row in rows]).encode()
 
 
 def files_of(out):

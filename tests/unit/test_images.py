@@ -343,7 +343,7 @@ def test_a_lost_shard_is_no_bad_row(tmp_path):
 
 
 def drawn(tmp_path, seed, workers=0, order=range(12)):
-    data = rows(tmp_path, [encoded(PIXELS, "PNG")] * 12, RandomPatch(), seed)
+    data = rows(tmp_path, [encoded(PIXELS, "PNG")] * 12, RandomPatch(), (seed, 0))
     loader = DataLoader(
         data, batch_size=4, sampler=list(order), num_workers=workers, collate_fn=collate
     )
@@ -366,11 +366,13 @@ def test_random_transforms_depend_on_seed_and_row_only(tmp_path):
 
 
 def test_the_global_generators_are_not_disturbed(tmp_path):
-    data = rows(tmp_path, [encoded(PIXELS, "PNG")], RandomPatch(), seed=3)
+    data = rows(tmp_path, [encoded(PIXELS, "PNG")], RandomPatch(), seed=(3, 1))
     torch.manual_seed(5)
     random.seed(5)
-    expected = (torch.rand(1).item(), random.random())
+    np.random.seed(5)  # noqa: NPY002
+    expected = (torch.rand(1).item(), random.random(), np.random.rand())  # noqa: NPY002
     torch.manual_seed(5)
     random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
     data[0]
-    assert (torch.rand(1).item(), random.random()) == expected
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected  # noqa: NPY002

@@ -26,8 +26,8 @@ def write_state(out: Path, state: dict[str, Any]) -> None:
     sync_folder(out)
 
 
-def read_state(out: Path, device: torch.device) -> dict[str, Any] | None:
-    """Returns the state that an interrupted call left, None where there is none.
+def read_state(out: Path) -> dict[str, Any] | None:
+    """Returns the state that an interrupted call left, on the CPU; None where there is none.
 
     Raises:
         DataError: It is there and cannot be read.
@@ -36,7 +36,7 @@ def read_state(out: Path, device: torch.device) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, LookupError) as error:
         raise DataError(f"{file}: damaged ({error}); delete it to tune from the start") from error
     return state

@@ -12,6 +12,8 @@ from shardsieve.errors import ConfigError
 from shardsieve.tuning.processes import Group
 
 _MOMENTUM = 0.9
+# Of the schedule in an epoch: its number of steps may change with the selection.
+_TICKS = 1000
 # torch's own, which can update all weights in one kernel.
 _FUSED = ("adam", "adamw", "sgd")
 
@@ -49,12 +51,11 @@ class Optimisation:
             layer_decay=config.layer_decay,
             **({"fused": True} if fused else {}),
         )
-        # In epochs, as their number of steps may change with the selection.
         self._schedule = CosineLRScheduler(
             self._optimiser,
-            t_initial=config.epochs,
+            t_initial=_TICKS * config.epochs,
             lr_min=config.lr if config.schedule == "constant" else 0.0,
-            warmup_t=config.warmup_epochs,
+            warmup_t=_TICKS * config.warmup_epochs,
             t_in_epochs=False,
         )
         self._scaler = torch.amp.GradScaler(group.device.type, enabled=fp16)
@@ -78,7 +79,7 @@ class Optimisation:
 
     def begin(self, at: float) -> None:
         """Sets the learning rate for a step `at` so many epochs from the start; no gradients."""
-        self._schedule.step_update(at)
+        self._schedule.step_update(_TICKS * at)
         self._optimiser.zero_grad(set_to_none=True)
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -69,7 +69,7 @@ class Position:
         """Adds up over the processes what was counted since the last time."""
         own = torch.zeros(2, device=group.device) if self._own is None else self._own
         summed = group.sum_(own)
-        self._agreed = summed if self._agreed is None else self._agreed + summed
+        self._agreed = summed if self._agreed is None else self._agreed.to(summed.device) + summed
         self._own = None
         self.seen += seen
 

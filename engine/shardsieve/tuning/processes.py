@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +21,8 @@ from shardsieve import errors
 from shardsieve.errors import ConfigError, DeviceUnavailable, ShardsieveError
 
 T = TypeVar("T")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ def run_in(processes: int, kind: str, out: Path, call: Callable[[Group], T]) -> 
     Raises:
         ShardsieveError: The one that a process raised.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -121,11 +127,27 @@ def run_in(processes: int, kind: str, out: Path, call: Callable[[Group], T]) -> 
     for file in out.glob("failed-*.part"):
         file.unlink()
     try:
-        returned = elastic_launch(settings, _work)(kind, out, call)
+        with _handlers_restored():
+            returned = elastic_launch(settings, _work)(kind, out, call)
     except ChildFailedError as error:
         raise _told(out, error) from error
+    except SignalException as error:
+        raise KeyboardInterrupt from error
     first: T = returned[0]
     return first
+
+
+@contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Takes back torch elastic's handlers of signals, which it leaves behind."""
+    # Python lets the main thread alone set handlers, and so does elastic.
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS} if mine else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _work(kind: str, out: Path, call: Callable[[Group], T]) -> T:

@@ -75,7 +75,7 @@ class _Trainer:
         )
         self._seen = SeenLosses(job.loss_N, group)
         self._position = Position(job.kept_N)
-        state = read_state(job.out, group.device)
+        state = read_state(job.out)
         if state is not None:
             self._take_up(state)
         self.log = MetricsLog(
