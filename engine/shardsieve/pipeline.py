@@ -162,6 +162,10 @@ class _Line:
         for name, section in (("embed", config.embed), ("tune", config.tune)):
             if name in names and section.precision == "fp16":
                 self._calls.resolve_precision("fp16")
+        usual = (None, "torch", "fast", "exact", "auto", "fp32")
+        asked = (config.embed.engine, config.embed.decode, config.embed.precision)
+        if "embed" in names and not set(asked) <= set(usual):
+            self._calls.refuse_engine()
         if {"embed", "tune"} & set(names):
             embedded = self._directory.record("embed")
             name = config.embed.backbone

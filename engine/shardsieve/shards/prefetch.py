@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -42,7 +42,7 @@ def in_order(
     threads: int,
     ahead: int,
     start: Callable[[], None] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Applies a function on several threads and yields the results in the order of the items.
 
     Args:
