@@ -84,7 +84,7 @@ def decode(data: bytes) -> Image.Image:
     try:
         with quiet_pillow(), opened(data) as image:
             image.load()
-            return _to_rgb(_upright(image))
+            return _to_rgb(upright(image))
     except UnidentifiedImageError as error:
         raise ValueError(f"{len(data)} bytes that are no known image format") from error
     except _BOMBS as error:
@@ -118,7 +118,8 @@ def turned_by(image: Image.Image) -> Image.Transpose | None:
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Returns the image with its EXIF orientation undone."""
     method = turned_by(image)
     return image if method is None else image.transpose(method)
 
