@@ -6,6 +6,7 @@ import io
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -141,7 +142,11 @@ def _torchvision(data: bytes) -> Pixels:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return _with_torch(decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy())
+    with warnings.catch_warnings():
+        # Deprecated since 0.29, and compared all the same.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        image = decode_jpeg(encoded, mode=ImageReadMode.RGB)
+    return _with_torch(image.permute(1, 2, 0).numpy())
 
 
 def _opencv(data: bytes) -> Pixels:

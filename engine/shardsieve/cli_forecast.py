@@ -54,7 +54,7 @@ def bench(
 
 def show(found: Forecast, as_json: bool, differences: Sequence[str] = ()) -> None:
     """Prints a forecast on standard output."""
-    from shardsieve.forecast import in_words
+    from shardsieve.forecast_words import in_words
 
     if as_json:
         typer.echo(json.dumps(found.to_json() | {"compared": list(differences)}, indent=2))
@@ -64,7 +64,7 @@ def show(found: Forecast, as_json: bool, differences: Sequence[str] = ()) -> Non
 
 def tell(found: Forecast) -> None:
     """Says a forecast on standard error: the run's result follows on the other."""
-    from shardsieve.forecast import in_words
+    from shardsieve.forecast_words import in_words
 
     typer.echo(in_words(found), err=True)
 
@@ -72,7 +72,7 @@ def tell(found: Forecast) -> None:
 def compared(run: Run, found: Forecast, took_s: float) -> str:
     """Keeps forecast and outcome as `forecast.json` in the run, and says how far off it was."""
     from shardsieve.data.table import write_text
-    from shardsieve.forecast import how_far_off
+    from shardsieve.forecast_words import how_far_off
 
     told = {"took_s": round(took_s, 1), "forecast": found.to_json()}
     write_text(run.path / "forecast.json", json.dumps(told, indent=2))
@@ -101,7 +101,7 @@ def _earlier(file: Path) -> Any:
 
 
 def _compare(found: Forecast, earlier: Any) -> list[str]:
-    from shardsieve.forecast import compare
+    from shardsieve.forecast_words import compare
 
     return compare(found.to_json(), earlier)
 

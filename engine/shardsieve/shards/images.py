@@ -65,6 +65,8 @@ def quiet_pillow() -> Iterator[None]:
             _Filters.before.__enter__()
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
+            # torchvision's: there is no other decoder for a GPU among the dependencies.
+            warnings.filterwarnings("ignore", "The image decoding and", DeprecationWarning)
     try:
         yield
     finally:
