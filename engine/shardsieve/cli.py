@@ -251,8 +251,8 @@ def _summary(run: Run) -> str:
     spent = manifest.stages["embed"].facts.get("time", {})
     if "of_model_speed" in spent:
         lines.append(
-            f"embedding   {spent['of_model_speed']:.0%} of the network's own speed; "
-            f"most of the time went into {spent['bottleneck']}"
+            f"embedding   {spent['bottleneck']}-bound: "
+            f"{spent['of_model_speed']:.0%} of the network's own speed"
         )
     if "tune" in manifest.stages:
         lines.append(f"model       {run.model}")

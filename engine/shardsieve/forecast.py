@@ -118,7 +118,6 @@ def forecast(
     config = absolute_paths(config, tuned=False)
     with tempfile.TemporaryDirectory(prefix="shardsieve-forecast-") as name:
         folder = Path(name)
-        config = _kept_inside(config, folder)
         index, total = _look_at(patterns, config, folder)
         few = _cut_out(index, min(_FEW, len(index)), folder / "few.tar")
         progress.note(f"forecast: a clean of {few:,} samples, twice")
@@ -133,9 +132,8 @@ def forecast(
 
 
 def _kept_inside(config: Config, folder: Path) -> Config:
-    write = config.write.model_copy(
-        update={"to": None, "removed": folder / "removed" if config.write.removed else None}
-    )
+    removed = folder / "removed" if config.write.removed else None
+    write = config.write.model_copy(update={"to": None, "removed": removed})
     return config.model_copy(update={"write": write})
 
 
@@ -186,8 +184,9 @@ class _Timed:
 
 def _timed_clean(folder: Path, name: str, shard: str, config: Config) -> _Timed:
     out = folder / name
+    inside = _kept_inside(config, out)
     start = time.perf_counter()
-    run = run_stages(STAGES, out, config, [str(folder / shard)])
+    run = run_stages(STAGES, out, inside, [str(folder / shard)])
     wall_s = time.perf_counter() - start
     stages = run.manifest.stages
     seconds = {stage: stages[stage].seconds for stage in STAGES}

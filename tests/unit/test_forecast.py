@@ -42,7 +42,8 @@ def test_as_many_samples_as_the_budget_allows(available, expected):
 @pytest.fixture(scope="module")
 def found(shards, settings, tmp_path_factory):
     removed = tmp_path_factory.mktemp("removed") / "set"
-    config = settings(write__removed=removed)
+    # Larger than thumbnails, so that those are cleaned, too.
+    config = settings(write__removed=removed, embed__image_size=48)
     result = forecast(shards.patterns, config, budget_s=1)
     assert not removed.exists()
     return result
@@ -57,7 +58,7 @@ def test_what_is_measured(found, shards):
     # As many bytes as the features alone take, at least: 240 samples, 2 bytes a number.
     assert found.size_bytes > 240 * 2 * 32
     assert found.settings["backbone"] == "test_resnet"
-    assert found.settings["image_size"] == 32 and found.settings["batch_size"] == 16
+    assert found.settings["image_size"] == 48 and found.settings["batch_size"] == 16
 
 
 def test_more_samples_take_longer(found, shards, settings):
@@ -93,7 +94,7 @@ def test_rates_of_what_runs_side_by_side():
 
 def test_in_words(found):
     text = in_words(found)
-    assert "test_resnet at 32 px, torch" in text
+    assert "test_resnet at 48 px, torch" in text
     assert text.count("<- the bottleneck") == 1
     assert "clean" in text and "240 samples: about" in text
 
