@@ -268,6 +268,9 @@ def _put_together(
         part: measured * at_it / max(spent.get(f"{part}_s", 0.0), 1e-6)
         for part in ("read", "decode", "model")
     }
+    if "wait_s" in spent:
+        # Beside a GPU the threads only feed it.
+        parts["model"] = measured / max(spent["model_s"], 1e-6)
     parts["embed"] = measured / embedding_s
     for stage in ("probe", "select", "write"):
         parts[stage] = 1 / max(costs[stage].sample_s, _SHORTEST_S)

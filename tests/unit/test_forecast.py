@@ -54,16 +54,17 @@ def test_what_is_measured(found, shards):
     assert found.measured <= 240
     assert set(found.parts) == {"read", "decode", "model", "embed", "probe", "select", "write"}
     assert found.bottleneck in found.parts and found.bottleneck != "embed"
-    assert found.seconds >= found.warm_seconds > 0
+    assert found.seconds > 0 and found.warm_seconds > 0
     # As many bytes as the features alone take, at least: 240 samples, 2 bytes a number.
     assert found.size_bytes > 240 * 2 * 32
     assert found.settings["backbone"] == "test_resnet"
     assert found.settings["image_size"] == 48 and found.settings["batch_size"] == 16
 
 
-def test_more_samples_take_longer(found, shards, settings):
-    costs = {"embed": StageCost(5.0, 1.0, 0.1), "probe": StageCost(1.0, 0.0, 0.01)}
-    again = more = _Timed({}, 1000, {**EMBEDDED})
+def test_more_samples_take_longer():
+    costs = {name: StageCost(0.0, 0.0, 0.0) for name in ("select", "write")}
+    costs |= {"embed": StageCost(5.0, 1.0, 0.1), "probe": StageCost(1.0, 0.0, 0.01)}
+    again = more = _Timed({}, 1000, EMBEDDED)
     one, ten = (
         module._put_together(samples, 100, costs, again, more, 20) for samples in (1000, 10_000)
     )
