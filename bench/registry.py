@@ -11,6 +11,8 @@ RUNS: dict[str, str] = {
     "probe": "training the linear probe, beside scikit-learn and a PyTorch loop",
     "probe_step": "loss and gradient of linear heads, beside torch",
     "index": "finding the samples of shards, beside tarfile; memory at one and four million",
+    "decode": "JPEGs to a backbone's pixels: the decoders there are, beside Pillow",
+    "embed": "images/s reading, decoding, computing and all of it; beside a Pillow DataLoader",
     "read": "samples by index from the original shards, beside webdataset's reader",
     "softmax_stats": "per-sample statistics of the logits, beside torch",
     "tune": "accuracy after fine-tuning on planted noise: all, GCE, probe, turn, best [--data]",

@@ -104,6 +104,15 @@ class Calls:
         return resolve_device(self._config.device)
 
     @property
+    def _devices(self) -> list[torch.device]:
+        import torch
+
+        several = self._config.embed.devices == "all" and self.device.index is None
+        if not several or self.device.type != "cuda":
+            return [self.device]
+        return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+    @property
     def _workers(self) -> int:
         if self._config.workers is not None:
             return self._config.workers
@@ -144,6 +153,16 @@ class Calls:
 
             check_processes(tune.processes, self.device, tune.batch_norm)
 
+    def refuse_engine(self) -> None:
+        """Says early that images cannot be embedded as the settings ask.
+
+        Raises:
+            DeviceUnavailable: The engine, number format or decoder cannot be had here.
+        """
+        from shardsieve.models.engine import refuse_engine
+
+        refuse_engine(self._config.embed, self.device)
+
     def _index(self, out: Path) -> StageResult:
         return index(
             self._shards,
@@ -162,7 +181,7 @@ class Calls:
             self._run.index,
             self._config.embed,
             out=out,
-            device=self.device,
+            devices=self._devices,
             workers=self._workers,
             max_bad_fraction=self._config.index.max_bad_fraction,
             progress=self._progress,

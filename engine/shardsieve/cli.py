@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardsieve import cli_import, cli_predict, cli_review, cli_run, cli_setup
+from shardsieve import (
+    cli_forecast,
+    cli_import,
+    cli_predict,
+    cli_review,
+    cli_run,
+    cli_setup,
+)
 from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
@@ -82,6 +90,12 @@ def clean(
     removed: Removed = None,
     val: Validation = None,
     device: Device = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="First forecast time and disk, as `bench` does.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Forecast only, and clean nothing.")
+    ] = False,
     config: ConfigFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -103,6 +117,13 @@ def clean(
         "device": device,
     }
 
+    if dry_run:
+        with exit_codes():
+            found = cli_forecast.measure(shards, _load(config, set_, values))
+        cli_forecast.show(found, as_json)
+        return
+    off: list[str] = []
+
     def work() -> Run:
         from shardsieve import pipeline
         from shardsieve.progress import console_progress
@@ -110,9 +131,16 @@ def clean(
         settings = _load(config, set_, values)
         if settings.tune.validation and not tune:
             typer.echo("--val is only used with --tune; nothing is tuned", err=True)
-        return pipeline.clean(shards, out, settings, tune=tune, progress=console_progress())
+        if not plan:
+            return pipeline.clean(shards, out, settings, tune=tune, progress=console_progress())
+        found = cli_forecast.measure(shards, settings)
+        cli_forecast.tell(found)
+        start = time.perf_counter()
+        run = pipeline.clean(shards, out, settings, tune=tune, progress=console_progress())
+        off.append(cli_forecast.compared(run, found, time.perf_counter() - start))
+        return run
 
-    _finish(work, as_json, _summary)
+    _finish(work, as_json, lambda run: "\n".join([_summary(run), *off]))
 
 
 @app.command()
@@ -164,6 +192,7 @@ cli_predict.add_to(app)
 cli_review.add_to(app)
 cli_import.add_to(app)
 cli_setup.add_to(app)
+cli_forecast.add_to(app)
 
 
 @app.command()
@@ -227,6 +256,12 @@ def _summary(run: Run) -> str:
     ]
     if "removed" in manifest.outputs:
         lines.insert(-3, f"removed set {manifest.config['write']['removed']}")
+    spent = manifest.stages["embed"].facts.get("time", {})
+    if "of_model_speed" in spent:
+        lines.append(
+            f"embedding   {spent['bottleneck']}-bound: "
+            f"{spent['of_model_speed']:.0%} of the network's own speed"
+        )
     if "tune" in manifest.stages:
         lines.append(f"model       {run.model}")
     return "\n".join(lines)

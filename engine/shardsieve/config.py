@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -56,10 +56,20 @@ class EmbedConfig(Section):
     dependencies bring for `tf_efficientnet_lite0`, the hub for every other backbone."""
     image_size: int | None = Field(None, ge=16)
     """Side of the square input in pixels; default: what timm resolves for the backbone."""
-    batch_size: int = Field(64, ge=1)
-    """Images in one forward pass; a batch never spans two shards."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Images in one forward pass; a batch never spans two shards. `auto`: 16 on a CPU, on a GPU
+    as many as pay and fit."""
     precision: Precision = "auto"
     """`auto`: bf16 where the device computes it natively, else fp16 on a GPU and fp32 on a CPU."""
+    decode: Literal["fast", "exact", "device"] = "fast"
+    """`fast`: JPEGs by libjpeg-turbo, large ones at a fraction of their size. `exact`: Pillow at
+    full size and timm's own transform. `device`: JPEGs by the GPU's nvJPEG."""
+    engine: Literal["torch", "openvino"] = "torch"
+    """What runs the network; `openvino` is for CPUs: pip install 'shardsieve[openvino]'."""
+    compile: bool = False
+    """torch.compile: minutes at first, worth it for long runs on a GPU."""
+    devices: Literal["one", "all"] = "one"
+    """`all`: the shards are dealt out to every GPU of this machine, where `device` is not `cpu`."""
 
 
 class ProbeConfig(Section):
@@ -194,7 +204,8 @@ class Config(Section):
     """Which kernels run; `auto`: the GPU's where there is one, unless `device` is `cpu`. The
     manifest says what it came to."""
     workers: int | None = Field(None, ge=0)
-    """Processes that decode images; default: one per core, at most 8. 0: no other process."""
+    """Threads that decode images for embed, and processes that do for tune; default: one per core,
+    at most 8. 0: none beside the one that computes."""
     index: IndexConfig = IndexConfig()
     embed: EmbedConfig = EmbedConfig()
     probe: ProbeConfig = ProbeConfig()

@@ -38,7 +38,7 @@ class Stage:
 
 STAGES = (
     Stage("index", 2, ()),
-    Stage("embed", 2, ("index",)),
+    Stage("embed", 3, ("index",)),
     Stage("probe", 2, ("index", "embed")),
     Stage("select", 3, ("index", "embed", "probe")),
     Stage("tune", 2, ("index", "embed", "probe", "select")),
@@ -97,6 +97,8 @@ class Identities:
             identity["image"] = list(config.index.image)
             identity["weights"] = self.weights
             settings.pop("checkpoint")
+            # More of them are only faster.
+            settings.pop("devices")
         else:
             identity["inputs"] = {need: self._key_of(need) for need in stage.needs}
         if stage.name == "write" and config.write.order == "shuffle":

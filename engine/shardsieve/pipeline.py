@@ -164,6 +164,10 @@ class _Line:
                 self._calls.resolve_precision("fp16")
         if "tune" in names:
             self._calls.refuse_tuning_that_cannot_work()
+        usual = (None, "torch", "fast", "exact", "auto", "fp32")
+        asked = (config.embed.engine, config.embed.decode, config.embed.precision)
+        if "embed" in names and not set(asked) <= set(usual):
+            self._calls.refuse_engine()
         if {"embed", "tune"} & set(names):
             embedded = self._directory.record("embed")
             name = config.embed.backbone

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -35,6 +38,44 @@ _UPRIGHT = {
 }
 
 
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What `opened` and Pillow's decoders raise.
+UNREADABLE = (ValueError, *_BOMBS, *_DAMAGED)
+
+
+class _Filters:
+    """Python's warning filters, which all threads share: the first one sets them for all."""
+
+    lock = threading.Lock()
+    users = 0
+    before: warnings.catch_warnings[None]
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silences Pillow about oddities and makes too many pixels an error.
+
+    Threads that decode belong inside one of these: filters that each of them changes and restores
+    would be left as another one found them.
+    """
+    with _Filters.lock:
+        _Filters.users += 1
+        if _Filters.users == 1:
+            _Filters.before = warnings.catch_warnings()
+            _Filters.before.__enter__()
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            # torchvision's: there is no other decoder for a GPU among the dependencies.
+            warnings.filterwarnings("ignore", "The image decoding and", DeprecationWarning)
+    try:
+        yield
+    finally:
+        with _Filters.lock:
+            _Filters.users -= 1
+            if not _Filters.users:
+                _Filters.before.__exit__(None, None, None)
+
+
 def decode(data: bytes) -> Image.Image:
     """Decodes to RGB, upright: the EXIF orientation is applied.
 
@@ -43,32 +84,45 @@ def decode(data: bytes) -> Image.Image:
             safe, or are too thin a strip; the message says which.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                if image.format == "EPS":
-                    # Pillow would hand the bytes to Ghostscript, which runs them.
-                    raise ValueError("PostScript is a program, not an image")
-                if max(image.size) > _MOST_OBLONG * min(image.size):
-                    raise ValueError(f"{image.width} x {image.height} pixels: too thin a strip")
-                image.load()
-                return _to_rgb(_upright(image))
+        with quiet_pillow(), opened(data) as image:
+            image.load()
+            return _to_rgb(upright(image))
     except UnidentifiedImageError as error:
         raise ValueError(f"{len(data)} bytes that are no known image format") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except _BOMBS as error:
         raise ValueError(f"too many pixels: {error}") from error
     except _DAMAGED as error:
         raise ValueError(f"damaged: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def opened(data: bytes) -> Image.Image:
+    """Reads an image's header; its pixels are not decoded yet.
+
+    Raises:
+        UNREADABLE: It is no image that could be used.
+    """
+    image = Image.open(io.BytesIO(data))
+    if image.format == "EPS":
+        # Pillow would hand the bytes to Ghostscript, which runs them.
+        raise ValueError("PostScript is a program, not an image")
+    if max(image.size) > _MOST_OBLONG * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels: too thin a strip")
+    return image
+
+
+def turned_by(image: Image.Image) -> Image.Transpose | None:
+    """Returns what undoes the EXIF orientation, None where there is nothing to undo."""
     # Not ImageOps.exif_transpose: it writes the EXIF data anew and fails where they are damaged.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except (ValueError, *_DAMAGED):
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Returns the image with its EXIF orientation undone."""
+    method = turned_by(image)
     return image if method is None else image.transpose(method)
 
 

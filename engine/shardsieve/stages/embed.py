@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from shardsieve.config import EmbedConfig, Precision
+from shardsieve.config import EmbedConfig
 from shardsieve.data.features import shard_file, write_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.table import column, read_ipc
+from shardsieve.embedding import Embedded, Runner, add_up
 from shardsieve.errors import DataError
-from shardsieve.models.backbone import Backbone, load_backbone
-from shardsieve.models.precision import resolve_precision
-from shardsieve.progress import Progress
-from shardsieve.shards.dataset import ImageRows, stream
+from shardsieve.progress import Advance, Progress
+from shardsieve.shards.prefetch import Rows
 from shardsieve.shards.sources import hash_shard, take_over, write_sources
 
 
@@ -31,7 +30,7 @@ def embed(
     config: EmbedConfig,
     *,
     out: Path,
-    device: torch.device,
+    devices: Sequence[torch.device],
     workers: int,
     max_bad_fraction: float,
     progress: Progress,
@@ -47,8 +46,8 @@ def embed(
         index: The samples; every row with an image is embedded, whatever its label.
         config: Backbone, image size, batch size and precision.
         out: Folder of the feature store.
-        device: Where the network runs.
-        workers: Processes that decode.
+        devices: Where the network runs: one, or several that share the shards.
+        workers: Threads that decode; on a CPU they run the network, too.
         max_bad_fraction: Stop when a larger share of the images cannot be decoded.
         progress: Where to report.
         previous: An earlier feature store, from which the features of unchanged shards are taken.
@@ -57,64 +56,76 @@ def embed(
 
     Raises:
         BackboneError: The backbone or its weights cannot be had.
+        DeviceUnavailable: The engine cannot run here.
         ShardError: A shard vanished or changed since it was indexed.
         DataError: Too many images cannot be decoded.
     """
-    backbone = load_backbone(config, device)
-    precision = resolve_precision(config.precision, device)
-    has_image_N = index.numbers("image_offset") >= 0
-    has_image_N &= index.reason_N != Reason.TRUNCATED
     shards = index.shards
     known = {} if previous is None else take_over(previous, out, made_with, shards)
     there = [shard_file(out, shard).exists() for shard in range(len(shards))]
     n_known = sum(shards[shard].n_samples for shard in known)
     todo = [shard for shard, finished in enumerate(there) if not finished]
     finished = sum(ref.n_samples for ref, done in zip(shards, there, strict=True) if done)
-    n_images, done = int(has_image_N.sum()), 0
-    bad = sum(_count_bad(out, shard) for shard, finished in enumerate(there) if finished)
-    _refuse_mostly_bad(bad, n_images, max_bad_fraction, [])
-    plan = [_batches(index.rows_of(shard), has_image_N, config.batch_size) for shard in todo]
-    every_batch = [batch for batches in plan for batch in batches]
-    decoded = stream(_images(index, backbone), every_batch, workers=workers, device=device)
+    store = _Store(index, out, max_bad_fraction)
+    store.count_bad_of(shard for shard, finished in enumerate(there) if finished)
+    # At least one, for the record: what the features are made with.
+    runners = [Runner(index, config, device, workers // len(devices)) for device in devices]
     with (
         progress.track("embed", len(index), "images", finished) as advance,
-        ThreadPoolExecutor(1) as pool,
+        ThreadPoolExecutor(1) as hashing,
     ):
-        hashes: dict[int, Future[str]] = {}
-        for shard, batches in zip(todo, plan, strict=True):
-            store = _ShardFeatures(index.rows_of(shard), backbone.dim)
-            for _ in batches:
-                pixels, good_rows, refused = next(decoded)
-                if len(good_rows):
-                    store.add(good_rows, backbone.features(pixels, device, precision))
-                for row, _, why in refused:
-                    store.refuse(row, Reason.UNDECODABLE, why)
-                advance(len(good_rows) + len(refused))
-            n_decoded = sum(map(len, batches))
-            advance(shards[shard].n_samples - n_decoded)
-            done += n_decoded
-            bad += store.count(Reason.UNDECODABLE)
-            _refuse_mostly_bad(bad, n_images, max_bad_fraction, store.details)
-            store.write(out, shard)
-            # Its bytes are in memory still.
-            hashes[shard] = pool.submit(hash_shard, shards[shard])
+        store.begin(advance, hashing)
+        start = time.perf_counter()
+        _share_out(runners, todo, store)
+        wall_s = time.perf_counter() - start
         written = [
-            known.get(shard) or (hashes.get(shard) or pool.submit(hash_shard, ref)).result()
+            known.get(shard)
+            or (store.hashes.get(shard) or hashing.submit(hash_shard, ref)).result()
             for shard, ref in enumerate(shards)
         ]
     write_sources(out, made_with, shards, written)
-    counts, facts = _count(out, len(shards)), _facts(backbone, precision)
-    return StageResult(counts=counts, facts=facts, notes=_notes(finished, n_known), images=done)
+    facts = runners[0].facts | {"time": add_up([runner.clock for runner in runners], wall_s)}
+    return StageResult(
+        counts=_count(out, len(shards)),
+        facts=facts,
+        notes=_notes(finished, n_known),
+        images=store.n_done,
+    )
 
 
-def _facts(backbone: Backbone, precision: Precision) -> dict[str, Any]:
-    return {
-        "backbone": backbone.name,
-        "weights": backbone.weights,
-        "preprocessing": dataclasses.asdict(backbone.preprocessing),
-        "precision": precision,
-        "dim": backbone.dim,
-    }
+def _share_out(runners: Sequence[Runner], todo: Sequence[int], store: _Store) -> None:
+    if len(runners) == 1:
+        _embed_shards(runners[0], todo, store)
+        return
+    with ThreadPoolExecutor(len(runners)) as pool:
+        parts = [todo[number :: len(runners)] for number in range(len(runners))]
+        jobs = [
+            pool.submit(_embed_shards, runner, part, store)
+            for runner, part in zip(runners, parts, strict=True)
+        ]
+        try:
+            for job in jobs:
+                job.result()
+        finally:
+            # One that failed, or a user who interrupts, stops the others at their next batch.
+            store.stopped = True
+
+
+def _embed_shards(runner: Runner, todo: Sequence[int], store: _Store) -> None:
+    plan = [store.batches_of(shard, runner.batch_size) for shard in todo]
+    embedded = runner.run([batch for batches in plan for batch in batches])
+    try:
+        for shard, batches in zip(todo, plan, strict=True):
+            features = _ShardFeatures(store.index.rows_of(shard), runner.dim)
+            for _ in batches:
+                if store.stopped:
+                    return
+                done = next(embedded)
+                features.add(done)
+                store.advance(len(done.rows) + len(done.refused))
+            store.finish(shard, features, sum(map(len, batches)))
+    finally:
+        embedded.close()
 
 
 def _notes(finished: int, n_known: int) -> list[str]:
@@ -124,6 +135,51 @@ def _notes(finished: int, n_known: int) -> list[str]:
     if finished > n_known:
         notes.append(f"{finished - n_known:,} samples came from an interrupted run")
     return notes
+
+
+class _Store:
+    """The feature store while it is being made, by one device or several."""
+
+    def __init__(self, index: SampleIndex, out: Path, max_bad_fraction: float) -> None:
+        self.index = index
+        self.stopped = False
+        self.n_done = 0
+        self.hashes: dict[int, Future[str]] = {}
+        self._out = out
+        self._max_bad_fraction = max_bad_fraction
+        self._has_image_N = index.numbers("image_offset") >= 0
+        self._has_image_N &= index.reason_N != Reason.TRUNCATED
+        self._n_images = int(self._has_image_N.sum())
+        self._bad = 0
+        self._lock = threading.Lock()
+        self._advance: Advance = lambda amount: None
+        self._hashing: ThreadPoolExecutor
+
+    def begin(self, advance: Advance, hashing: ThreadPoolExecutor) -> None:
+        self._advance, self._hashing = advance, hashing
+
+    def count_bad_of(self, shards: Iterator[int]) -> None:
+        self._bad += sum(_count_bad(self._out, shard) for shard in shards)
+        _refuse_mostly_bad(self._bad, self._n_images, self._max_bad_fraction, [])
+
+    def batches_of(self, shard: int, size: int) -> list[Rows]:
+        rows = self.index.rows_of(shard)
+        with_image = np.flatnonzero(self._has_image_N[rows]) + rows.start
+        return [with_image[i : i + size] for i in range(0, len(with_image), size)]
+
+    def advance(self, amount: int) -> None:
+        with self._lock:
+            self._advance(amount)
+
+    def finish(self, shard: int, features: _ShardFeatures, n_decoded: int) -> None:
+        with self._lock:
+            self._advance(self.index.shards[shard].n_samples - n_decoded)
+            self.n_done += n_decoded
+            self._bad += features.count(Reason.UNDECODABLE)
+            _refuse_mostly_bad(self._bad, self._n_images, self._max_bad_fraction, features.details)
+        features.write(self._out, shard)
+        # Its bytes are in memory still.
+        self.hashes[shard] = self._hashing.submit(hash_shard, self.index.shards[shard])
 
 
 class _ShardFeatures:
@@ -136,14 +192,15 @@ class _ShardFeatures:
         self._reason_N = np.zeros(n_samples, np.uint8)
         self.details: list[str | None] = [None] * n_samples
 
-    def add(self, rows: npt.NDArray[np.int64], features_BD: torch.Tensor) -> None:
-        half = features_BD.half().numpy()
-        self._features_ND[rows - self._start] = half
-        for row in rows[~np.isfinite(half).all(axis=1)].tolist():
+    def add(self, done: Embedded) -> None:
+        self._features_ND[done.rows - self._start] = done.features_BD
+        for row in done.rows[~np.isfinite(done.features_BD).all(axis=1)].tolist():
             self._features_ND[row - self._start] = 0
-            self.refuse(row, Reason.NOT_FINITE, "the backbone's output does not fit fp16")
+            self._refuse(row, Reason.NOT_FINITE, "the backbone's output does not fit fp16")
+        for row, why in done.refused:
+            self._refuse(row, Reason.UNDECODABLE, why)
 
-    def refuse(self, row: int, reason: Reason, why: str | None) -> None:
+    def _refuse(self, row: int, reason: Reason, why: str | None) -> None:
         self._reason_N[row - self._start] = reason
         self.details[row - self._start] = why
 
@@ -152,23 +209,6 @@ class _ShardFeatures:
 
     def write(self, out: Path, shard: int) -> None:
         write_shard(out, shard, self._features_ND, self._reason_N, self.details)
-
-
-def _batches(
-    rows: slice, has_image_N: npt.NDArray[np.bool_], batch_size: int
-) -> list[npt.NDArray[np.int64]]:
-    with_image = np.flatnonzero(has_image_N[rows]) + rows.start
-    return [with_image[i : i + batch_size] for i in range(0, len(with_image), batch_size)]
-
-
-def _images(index: SampleIndex, backbone: Backbone) -> ImageRows:
-    return ImageRows(
-        [ref.path for ref in index.shards],
-        index.numbers("shard"),
-        index.numbers("image_offset"),
-        index.numbers("image_size"),
-        backbone.preprocessing.evaluation(),
-    )
 
 
 def _refuse_mostly_bad(

@@ -243,7 +243,10 @@ def _stages(records: dict[str, StageRecord]) -> dict[str, Any]:
         }
         for name, record in records.items()
     ]
+    embedding = records["embed"].facts.get("time", {})
     return {
+        # Nothing to tell where every shard was known already.
+        "embedding": embedding if "of_model_speed" in embedding else None,
         "rows": rows,
         "slowest": slowest.stage,
         "slowest_share": slowest.seconds / total if total else 0.0,
