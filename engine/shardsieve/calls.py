@@ -6,7 +6,6 @@ date does not need them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.data.scores import Decisions
 from shardsieve.data.table import read_ipc
+from shardsieve.engines.executor import Executor, Local, usable_cores
 from shardsieve.errors import DataError
 from shardsieve.progress import Progress
 from shardsieve.run import Run
@@ -46,6 +46,7 @@ class Calls:
         progress: Progress,
         current_records: Callable[[], dict[str, StageRecord]],
         decisions: ReviewDecisions,
+        executor: Executor | None = None,
     ) -> None:
         """Takes what all stages share.
 
@@ -56,6 +57,7 @@ class Calls:
             progress: Where stages report to.
             current_records: Gives the records of the stages that are up to date, for the report.
             decisions: What people decided about samples.
+            executor: Who does the work that is done shard by shard; default: this process.
 
         Raises:
             BackendUnavailable: The kernels that were asked for cannot run here.
@@ -66,6 +68,7 @@ class Calls:
         self._progress = progress
         self._current_records = current_records
         self._decisions = decisions
+        self._executor = executor or Local()
         self._run = Run(directory.path)
         # Whoever keeps the networks off the GPU means the kernels, too.
         keep_off_gpu = config.backend == "auto" and config.device == "cpu"
@@ -102,13 +105,33 @@ class Calls:
 
         return resolve_device(self._config.device)
 
+    @cached_property
+    def embed_device(self) -> torch.device:
+        """Where `embed` runs its network: perhaps elsewhere than the other stages.
+
+        Raises:
+            DeviceUnavailable: It was named and cannot be used.
+        """
+        return self._executor.device(self._config.device)
+
+    @cached_property
+    def embed_precision(self) -> Precision:
+        """The number format of `embed` there.
+
+        Raises:
+            DeviceUnavailable: The device cannot compute in it.
+        """
+        return self._executor.precision(self._config.embed.precision, self.embed_device)
+
     @property
     def _workers(self) -> int:
-        if self._config.workers is not None:
-            return self._config.workers
-        # Not every system can say which cores this process may use.
-        allowed = getattr(os, "sched_getaffinity", None)
-        return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
+        return usable_cores() if self._config.workers is None else self._config.workers
+
+    def device_of(self, stage: str) -> torch.device | str:
+        """Returns what the record of a stage names as its device."""
+        if stage == "embed":
+            return self.embed_device
+        return self.device if stage in ("probe", "tune") else "cpu"
 
     def resolve_precision(self, precision: Precision) -> Precision:
         """Chooses the number format for the device.
@@ -129,6 +152,7 @@ class Calls:
             previous=self._directory.folder("index"),
             threads=self._workers,
             backend="reference" if self.backend == "reference" else "cpu",
+            executor=self._executor,
         )
 
     def _embed(self, out: Path, identity: Mapping[str, Any]) -> StageResult:
@@ -136,14 +160,16 @@ class Calls:
 
         return embed(
             self._run.index,
-            self._config.embed,
+            # The same for all workers, whatever each would choose.
+            self._config.embed.model_copy(update={"precision": self.embed_precision}),
             out=out,
-            device=self.device,
-            workers=self._workers,
+            device=self.embed_device,
+            workers=self._executor.decoders(self._config.workers, self.embed_device),
             max_bad_fraction=self._config.index.max_bad_fraction,
             progress=self._progress,
             previous=self._directory.folder("embed"),
             made_with=content_key({k: v for k, v in identity.items() if k != "shards"}),
+            executor=self._executor,
         )
 
     def _probe(self, out: Path) -> StageResult:
@@ -236,6 +262,7 @@ class Calls:
             out=out,
             run=self._directory.path.resolve(),
             progress=self._progress,
+            executor=self._executor,
         )
 
     def _report(self, out: Path) -> StageResult:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from shardsieve.config import EmbedConfig, Precision
@@ -18,12 +21,48 @@ from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.table import column, read_ipc
+from shardsieve.engines.executor import Executor, Job, Local
 from shardsieve.errors import DataError
 from shardsieve.models.backbone import Backbone, load_backbone
 from shardsieve.models.precision import resolve_precision
-from shardsieve.progress import Progress
+from shardsieve.progress import Advance, Progress
 from shardsieve.shards.dataset import ImageRows, stream
 from shardsieve.shards.sources import hash_shard, take_over, write_sources
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A shard that is to be embedded.
+
+    Attributes:
+        shard: Its number in the run.
+        index: What its rows are read from; pieces that are done together share it.
+        at: Its number there.
+    """
+
+    shard: int
+    index: SampleIndex
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """A shard whose features are on disk.
+
+    Attributes:
+        decoded: Images that were decoded, or were to be.
+        bad: Those that could not be.
+        examples: What was wrong with some of them.
+        sha256: Of the shard.
+        facts: About the backbone.
+    """
+
+    samples: int
+    decoded: int
+    bad: int
+    examples: list[str]
+    sha256: str
+    facts: dict[str, Any]
 
 
 def embed(
@@ -37,6 +76,7 @@ def embed(
     progress: Progress,
     previous: Path | None = None,
     made_with: str = "",
+    executor: Executor | None = None,
 ) -> StageResult:
     """Decodes every image, runs the frozen backbone and caches the features as f16.
 
@@ -54,57 +94,111 @@ def embed(
         previous: An earlier feature store, from which the features of unchanged shards are taken.
         made_with: Identifies everything but the shards that the features depend on; nothing is
             taken from a store that was made with something else.
+        executor: Who embeds the shards; default: this process.
 
     Raises:
         BackboneError: The backbone or its weights cannot be had.
         ShardError: A shard vanished or changed since it was indexed.
         DataError: Too many images cannot be decoded.
     """
-    backbone = load_backbone(config, device)
-    precision = resolve_precision(config.precision, device)
-    has_image_N = index.numbers("image_offset") >= 0
-    has_image_N &= index.reason_N != Reason.TRUNCATED
     shards = index.shards
     known = {} if previous is None else take_over(previous, out, made_with, shards)
     there = [shard_file(out, shard).exists() for shard in range(len(shards))]
     n_known = sum(shards[shard].n_samples for shard in known)
-    todo = [shard for shard, finished in enumerate(there) if not finished]
+    todo = [_Piece(shard, index, shard) for shard, finished in enumerate(there) if not finished]
     finished = sum(ref.n_samples for ref, done in zip(shards, there, strict=True) if done)
-    n_images, done = int(has_image_N.sum()), 0
+    n_images, done = int(np.count_nonzero(_has_image(index))), 0
     bad = sum(_count_bad(out, shard) for shard, finished in enumerate(there) if finished)
     _refuse_mostly_bad(bad, n_images, max_bad_fraction, [])
-    plan = [_batches(index.rows_of(shard), has_image_N, config.batch_size) for shard in todo]
-    every_batch = [batch for batches in plan for batch in batches]
-    decoded = stream(_images(index, backbone), every_batch, workers=workers, device=device)
-    with (
-        progress.track("embed", len(index), "images", finished) as advance,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        hashes: dict[int, Future[str]] = {}
-        for shard, batches in zip(todo, plan, strict=True):
-            store = _ShardFeatures(index.rows_of(shard), backbone.dim)
-            for _ in batches:
-                pixels, good_rows, refused = next(decoded)
-                if len(good_rows):
-                    store.add(good_rows, backbone.features(pixels, device, precision))
-                for row, _, why in refused:
-                    store.refuse(row, Reason.UNDECODABLE, why)
-                advance(len(good_rows) + len(refused))
-            n_decoded = sum(map(len, batches))
-            advance(shards[shard].n_samples - n_decoded)
-            done += n_decoded
-            bad += store.count(Reason.UNDECODABLE)
-            _refuse_mostly_bad(bad, n_images, max_bad_fraction, store.details)
-            store.write(out, shard)
-            # Its bytes are in memory still.
-            hashes[shard] = pool.submit(hash_shard, shards[shard])
-        written = [
-            known.get(shard) or (hashes.get(shard) or pool.submit(hash_shard, ref)).result()
-            for shard, ref in enumerate(shards)
-        ]
-    write_sources(out, made_with, shards, written)
-    counts, facts = _count(out, len(shards)), _facts(backbone, precision)
+    make = partial(_ShardEmbedder, config, device, workers)
+    job = Job("embed", "images", make, _samples_of, detach=_apart, device=str(device))
+    hashes, facts = dict(known), None
+    with progress.track("embed", len(index), "images", finished) as advance:
+        for piece, embedded in (executor or Local()).map(job, todo, out, advance):
+            hashes[piece.shard], facts = embedded.sha256, embedded.facts
+            done += embedded.decoded
+            bad += embedded.bad
+            _refuse_mostly_bad(bad, n_images, max_bad_fraction, embedded.examples)
+        with ThreadPoolExecutor(1) as pool:
+            # Of shards that an interrupted call embedded.
+            missing = [shard for shard in range(len(shards)) if shard not in hashes]
+            hashes |= zip(missing, pool.map(hash_shard, [shards[i] for i in missing]), strict=True)
+    write_sources(out, made_with, shards, [hashes[shard] for shard in range(len(shards))])
+    if facts is None:
+        facts = _facts(load_backbone(config, device), resolve_precision(config.precision, device))
+    counts = _count(out, len(shards))
     return StageResult(counts=counts, facts=facts, notes=_notes(finished, n_known), images=done)
+
+
+class _ShardEmbedder:
+    """The network and how images come to it, wherever that is."""
+
+    def __init__(self, config: EmbedConfig, device: torch.device, workers: int) -> None:
+        self._config, self._device, self._workers = config, device, workers
+        self._backbone = load_backbone(config, device)
+        self._precision = resolve_precision(config.precision, device)
+
+    def run(self, pieces: Sequence[_Piece], out: Path, advance: Advance) -> Iterator[_Embedded]:
+        """Embeds shards one after the other while the next ones are decoded."""
+        if not pieces:
+            return
+        index, backbone, device = pieces[0].index, self._backbone, self._device
+        has_image_N = _has_image(index)
+        places = [index.rows_of(piece.at) for piece in pieces]
+        plan = [_batches(rows, has_image_N, self._config.batch_size) for rows in places]
+        every_batch = [batch for batches in plan for batch in batches]
+        decoded = stream(
+            _images(index, backbone), every_batch, workers=self._workers, device=device
+        )
+        with ThreadPoolExecutor(1) as pool:
+            for piece, rows, batches in zip(pieces, places, plan, strict=True):
+                store = _ShardFeatures(rows, backbone.dim)
+                for _ in batches:
+                    pixels, good_rows, refused = next(decoded)
+                    if len(good_rows):
+                        store.add(good_rows, backbone.features(pixels, device, self._precision))
+                    for row, _, why in refused:
+                        store.refuse(row, Reason.UNDECODABLE, why)
+                    advance(len(good_rows) + len(refused))
+                # Its bytes are in memory still.
+                sha256 = pool.submit(hash_shard, index.shards[piece.at])
+                n_samples, n_decoded = rows.stop - rows.start, sum(map(len, batches))
+                advance(n_samples - n_decoded)
+                store.write(out, piece.shard)
+                yield _Embedded(
+                    n_samples,
+                    n_decoded,
+                    store.count(Reason.UNDECODABLE),
+                    [why for why in store.details if why][:3],
+                    sha256.result(),
+                    _facts(backbone, self._precision),
+                )
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _apart(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Returns the same shards with an index of their own, which holds nothing else."""
+    index = pieces[0].index
+    refs = tuple(index.shards[piece.at] for piece in pieces)
+    rows = [index.rows_of(piece.at) for piece in pieces]
+    shard = np.repeat(np.arange(len(refs), dtype=np.int32), [ref.n_samples for ref in refs])
+    columns = {
+        name: np.concatenate([index.numbers(name)[part] for part in rows])
+        for name in ("image_offset", "image_size", "reason")
+    }
+    own = SampleIndex(pa.table({"shard": shard, **columns}), refs, ())
+    return [_Piece(piece.shard, own, at) for at, piece in enumerate(pieces)]
+
+
+def _samples_of(embedded: _Embedded) -> int:
+    return embedded.samples
+
+
+def _has_image(index: SampleIndex) -> npt.NDArray[np.bool_]:
+    has_image_N = index.numbers("image_offset") >= 0
+    return has_image_N & (index.reason_N != Reason.TRUNCATED)
 
 
 def _facts(backbone: Backbone, precision: Precision) -> dict[str, Any]:
