@@ -1,0 +1,275 @@
+"""The line on Ray: the bytes of the local engine, whatever the number of workers and whoever dies."""
+
+import gc
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+from tiny import write_shards
+
+import shardsieve
+from shardsieve.engines.choice import Engine
+from shardsieve.engines.executor import Job
+from shardsieve.errors import ConfigError, DataError, ShardError
+from shardsieve.pipeline import run_stages
+from shardsieve.progress import Lines, Silent
+from shardsieve.verify import verify
+
+ray = pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+]
+FOLDERS = ("index", "embed", "probe", "select", "clean")
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_raylet_start_wait_time_s": "180",
+}
+
+
+def files_of(out):
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in FOLDERS
+        for path in sorted((out / folder).rglob("*"))
+        if path.is_file() and path.name != "stage.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("many"), n_shards=12, per_shard=30)
+
+
+@pytest.fixture(scope="module")
+def alone(many, settings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "RUN"
+    shardsieve.clean(many.patterns, out, settings(write__shard_samples=25))
+    return files_of(out)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Room for three workers, whatever this machine has."""
+    before = {name: os.environ.get(name) for name in QUIET}
+    os.environ.update(QUIET)
+    ray.init(
+        "local",
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100_000_000,
+    )
+    yield
+    with warnings.catch_warnings():
+        # Ray leaves its processes to the garbage collector, which is to come here and not later.
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_same_bytes_as_alone(cluster, many, alone, settings, tmp_path, workers):
+    told = io.StringIO()
+    run = shardsieve.clean(
+        many.patterns,
+        tmp_path / "RUN",
+        settings(write__shard_samples=25),
+        progress=Lines(told),
+        engine=Engine("ray", workers=workers),
+    )
+    assert files_of(run.path) == alone
+    assert verify(run.path).problems == []
+    assert not list(run.path.rglob("from-workers"))
+    rates = [line for line in told.getvalue().splitlines() if "embed: worker" in line]
+    # Whoever has loaded torch first may be done before the others have.
+    assert 1 <= len(rates) <= workers
+    assert sum(int(line.split(": ")[2].split()[0]) for line in rates) == len(many.paths)
+    assert all(line.endswith("images/s") for line in rates)
+    assert "embed: 360/360 images" in told.getvalue(), "one count for all workers"
+
+
+def test_from_one_engine_to_the_other_and_back(cluster, many, alone, settings, tmp_path):
+    config, out = settings(write__shard_samples=25), tmp_path / "RUN"
+    run_stages(["index"], out, config, many.patterns)
+    run_stages(["embed"], out, config, engine=Engine("ray", workers=1))
+    told = io.StringIO()
+    shardsieve.clean(many.patterns, out, config, progress=Lines(told))
+    assert "index: up to date" in told.getvalue() and "embed: up to date" in told.getvalue()
+    assert files_of(out) == alone
+    (out / "embed" / "features-000004.arrow").unlink()
+    (out / "clean" / "clean-000002.tar").unlink()
+    shardsieve.clean(many.patterns, out, config, engine=Engine("ray", workers=1))
+    assert files_of(out) == alone
+
+
+def test_without_a_common_disk_files_come_back(
+    cluster, many, alone, settings, tmp_path, monkeypatch
+):
+    # Workers cannot find the folder by which they would know that they see the driver's.
+    monkeypatch.setattr("shardsieve.engines.ray_engine.Place", _elsewhere)
+    run = shardsieve.clean(
+        many.patterns,
+        tmp_path / "RUN",
+        settings(write__shard_samples=25),
+        engine=Engine("ray", workers=1),
+    )
+    assert files_of(run.path) == alone
+
+
+def _elsewhere(out, token):
+    from shardsieve.engines.ray_worker import Place
+
+    class Hidden(Place):
+        def __reduce__(self):
+            return Place, (self.out, "another disk")
+
+    return Hidden(out, token)
+
+
+def test_a_killed_worker_costs_its_unfinished_shards(cluster, many, alone, settings, tmp_path):
+    config, out = settings(write__shard_samples=25, embed__batch_size=1), tmp_path / "RUN"
+    run_stages(["index"], out, config, many.patterns)
+    killed = []
+
+    class Killer(Lines):
+        def track(self, stage, total, unit, done=0):
+            threading.Thread(target=kill_one, daemon=True).start()
+            return super().track(stage, total, unit, done)
+
+    def kill_one():
+        deadline = time.monotonic() + 120
+        while not list((out / "embed.part").glob("features-*.arrow")):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        for pid in pids_of_workers():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    told = io.StringIO()
+    run_stages(["embed"], out, config, progress=Killer(told), engine=Engine("ray", workers=2))
+    assert killed and "was lost; its" in told.getvalue()
+    with_one = settings(write__shard_samples=25, embed__batch_size=1)
+    undisturbed = tmp_path / "UNDISTURBED"
+    run_stages(["index", "embed"], undisturbed, with_one, many.patterns)
+    for path in sorted((undisturbed / "embed").glob("*.arrow")):
+        assert (out / "embed" / path.name).read_bytes() == path.read_bytes()
+
+
+def pids_of_workers():
+    """Processes that Ray shows under the name of our actors."""
+    found = []
+    for folder in os.listdir("/proc"):
+        if folder.isdigit():
+            try:
+                with open(f"/proc/{folder}/cmdline", "rb") as file:
+                    name = file.read()
+            except OSError:
+                continue
+            if name.startswith(b"ray::") and b"hardsieve.embed" in name or b"ShardWorker" in name:
+                found.append(int(folder))
+    return found
+
+
+class _Deadly:
+    """Work that takes its process with it, every time."""
+
+    def run(self, pieces, out, advance):
+        for piece in pieces:
+            if piece == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            (out / f"{piece}.txt").write_text("done")
+            yield piece
+
+    def close(self):
+        pass
+
+
+class _Faulty(_Deadly):
+    def run(self, pieces, out, advance):
+        raise ShardError("train-0007.tar: broken. Mend it")
+        yield
+
+
+def _one(result):
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("work", "error", "message"),
+    [
+        (_Deadly, DataError, r"piece 2 of 3 was lost 4 times, most likely for want of memory"),
+        (_Faulty, ShardError, r"^train-0007.tar: broken. Mend it$"),
+    ],
+)
+def test_a_piece_that_cannot_be_done_ends_it(cluster, tmp_path, work, error, message):
+    from shardsieve.engines.ray_engine import RayExecutor
+
+    executor = RayExecutor(Silent(), workers=1)
+    job = Job("embed", "images", work, _one)
+    with pytest.raises(error, match=message):
+        list(executor.map(job, [0, 1, 2], tmp_path, _one))
+    executor.close()
+    assert not (tmp_path / "from-workers").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "ray", "address": "ray://head:10001"}, "Ray Client cannot be used"),
+        ({"name": "local", "address": "auto"}, "is for the engine ray"),
+        ({"name": "ray", "workers": 0}, "give at least 1"),
+        ({"name": "dask"}, "there are local, ray"),
+    ],
+)
+def test_options_that_cannot_work(many, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        shardsieve.clean(many.patterns, tmp_path / "RUN", engine=Engine(**options))
+    assert not (tmp_path / "RUN").exists()
+
+
+def test_without_ray_it_says_what_to_install(many, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'shardsieve\[ray\]'"):
+        shardsieve.clean(many.patterns, tmp_path / "RUN", engine="ray")
+
+
+def test_a_killed_driver_goes_on(many, checkpoint, settings, tmp_path):
+    """The command, on a cluster of its own, killed in the middle of embed and given again."""
+    out = tmp_path / "RUN"
+    command = [
+        *(sys.executable, "-m", "shardsieve", "clean", *many.patterns, "-o", str(out)),
+        *("--engine", "ray", "--ray-workers", "1"),
+        *("--backbone", "test_resnet", "--checkpoint", str(checkpoint)),
+        *("-s", "embed.image_size=192", "-s", "embed.batch_size=8", "-s", "report.map=0"),
+        *("-s", "workers=0"),
+    ]
+    process = subprocess.Popen(command, env={**os.environ, **QUIET}, start_new_session=True)
+    part = out / "embed.part"
+    deadline = time.monotonic() + 200
+    while len(list(part.glob("features-*.arrow"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.stat().st_mtime_ns for path in part.glob("features-*.arrow")}
+    assert 2 <= len(finished) < len(many.paths), "it was to be caught in the middle"
+    subprocess.run(command, env={**os.environ, **QUIET}, check=True)
+    after = {name: (out / "embed" / name).stat().st_mtime_ns for name in finished}
+    assert after == finished, "finished shards are not done again"
+    changes = {"embed__image_size": 192, "embed__batch_size": 8}
+    here = shardsieve.clean(many.patterns, tmp_path / "LOCAL", settings(**changes))
+    assert files_of(out) == files_of(here.path)
+    assert not list(out.rglob("from-workers"))
