@@ -105,12 +105,12 @@ def embed(
     known = {} if previous is None else take_over(previous, out, made_with, shards)
     there = [shard_file(out, shard).exists() for shard in range(len(shards))]
     n_known = sum(shards[shard].n_samples for shard in known)
-    todo = [_Piece(shard, index, shard) for shard, finished in enumerate(there) if not finished]
+    todo = pieces_of(index, there)
     finished = sum(ref.n_samples for ref, done in zip(shards, there, strict=True) if done)
     n_images, done = int(np.count_nonzero(_has_image(index))), 0
     bad = sum(_count_bad(out, shard) for shard, finished in enumerate(there) if finished)
     _refuse_mostly_bad(bad, n_images, max_bad_fraction, [])
-    make = partial(_ShardEmbedder, config, device, workers)
+    make = partial(ShardEmbedder, config, device, workers)
     job = Job("embed", "images", make, _samples_of, detach=_apart, device=str(device))
     hashes, facts = dict(known), None
     with progress.track("embed", len(index), "images", finished) as advance:
@@ -130,10 +130,22 @@ def embed(
     return StageResult(counts=counts, facts=facts, notes=_notes(finished, n_known), images=done)
 
 
-class _ShardEmbedder:
+def pieces_of(index: SampleIndex, finished: Sequence[bool]) -> list[_Piece]:
+    """Returns the shards that are still to be embedded."""
+    return [_Piece(shard, index, shard) for shard, done in enumerate(finished) if not done]
+
+
+class ShardEmbedder:
     """The network and how images come to it, wherever that is."""
 
     def __init__(self, config: EmbedConfig, device: torch.device, workers: int) -> None:
+        """Loads the network.
+
+        Args:
+            config: The backbone, with a precision that all workers have.
+            device: Where it runs.
+            workers: Processes that decode.
+        """
         self._config, self._device, self._workers = config, device, workers
         self._backbone = load_backbone(config, device)
         self._precision = resolve_precision(config.precision, device)
