@@ -103,7 +103,7 @@ class Calls:
         # torch takes seconds to load, and a stage that is up to date does not need it.
         from shardsieve.models.precision import resolve_device
 
-        return resolve_device(self._config.device)
+        return resolve_device(self._executor.device_here(self._config.device))
 
     @cached_property
     def embed_device(self) -> torch.device:

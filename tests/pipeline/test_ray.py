@@ -176,24 +176,29 @@ def test_a_killed_worker_costs_its_unfinished_shards(
         assert (out / "embed" / path.name).read_bytes() == path.read_bytes()
 
 
-class _Deadly:
-    """Work that takes its process with it, every time."""
+def _work(harm):
+    """Work that comes to harm at its second piece; a class of a function is sent as it is."""
 
-    def run(self, pieces, out, advance):
-        for piece in pieces:
-            if piece == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            (out / f"{piece}.txt").write_text("done")
-            yield piece
+    class Work:
+        def run(self, pieces, out, advance):
+            for piece in pieces:
+                if piece == 1:
+                    harm()
+                (out / f"{piece}.txt").write_text("done")
+                yield piece
 
-    def close(self):
-        pass
+        def close(self):
+            pass
+
+    return Work
 
 
-class _Faulty(_Deadly):
-    def run(self, pieces, out, advance):
-        raise ShardError("train-0007.tar: broken. Mend it")
-        yield
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _refuse():
+    raise ShardError("train-0007.tar: broken. Mend it")
 
 
 def _one(result):
@@ -201,20 +206,22 @@ def _one(result):
 
 
 @pytest.mark.parametrize(
-    ("work", "error", "message"),
+    ("harm", "error", "message"),
     [
-        (_Deadly, DataError, r"piece 2 of 3 was lost 4 times, most likely for want of memory"),
-        (_Faulty, ShardError, r"^train-0007.tar: broken. Mend it$"),
+        (_die, DataError, r"piece 2 of 3 was lost 4 times, most likely for want of memory"),
+        (_refuse, ShardError, r"^train-0007.tar: broken. Mend it$"),
     ],
 )
-def test_a_piece_that_cannot_be_done_ends_it(cluster, tmp_path, work, error, message):
+def test_a_piece_that_cannot_be_done_ends_it(cluster, tmp_path, harm, error, message):
     from shardsieve.engines.ray_engine import RayExecutor
 
     executor = RayExecutor(Silent(), workers=1)
-    job = Job("embed", "images", work, _one)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    job = Job("embed", "images", _work(harm), _one)
     with pytest.raises(error, match=message):
         list(executor.map(job, [0, 1, 2], tmp_path, _one))
     executor.close()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert not (tmp_path / "from-workers").exists()
 
 

@@ -82,6 +82,10 @@ class Executor(Protocol):
         """
         ...
 
+    def device_here(self, name: str) -> str:
+        """Returns the setting for the stages that run in this process in any case."""
+        ...
+
     def precision(self, precision: Precision, device: torch.device) -> Precision:
         """Chooses the number format for that device.
 
@@ -129,6 +133,10 @@ class Local:
         from shardsieve.models.precision import resolve_device
 
         return resolve_device(name)
+
+    def device_here(self, name: str) -> str:
+        """The same."""
+        return name
 
     def precision(self, precision: Precision, device: torch.device) -> Precision:
         """As this machine can."""

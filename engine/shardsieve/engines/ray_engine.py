@@ -97,6 +97,10 @@ class RayExecutor:
         # Ray shows a worker no GPU but its own.
         return torch.device(name.partition(":")[0])
 
+    def device_here(self, name: str) -> str:
+        """A GPU was asked for on the cluster: the head takes one if it has one."""
+        return "auto" if name.startswith("cuda") else name
+
     def precision(self, precision: Precision, device: torch.device) -> Precision:
         """As a worker can; all of them compute in the same."""
         from shardsieve.models.precision import resolve_precision
