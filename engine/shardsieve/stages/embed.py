@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from shardsieve.models.backbone import Backbone, load_backbone
 from shardsieve.models.precision import resolve_precision
 from shardsieve.progress import Advance, Progress
 from shardsieve.shards.dataset import ImageRows, stream
-from shardsieve.shards.sources import hash_shard, take_over, write_sources
+from shardsieve.shards.sources import hash_shard, refuse_changed, take_over, write_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,25 +164,32 @@ class ShardEmbedder:
         )
         with ThreadPoolExecutor(1) as pool:
             for piece, rows, batches in zip(pieces, places, plan, strict=True):
-                store = _ShardFeatures(rows, backbone.dim)
+                store, ref = _ShardFeatures(rows, backbone.dim), index.shards[piece.at]
+                sha256: Future[str] | None = None
                 for _ in batches:
                     pixels, good_rows, refused = next(decoded)
+                    # Beside the network; not sooner, since processes that decode are forked first.
+                    sha256 = sha256 or pool.submit(hash_shard, ref)
                     if len(good_rows):
                         store.add(good_rows, backbone.features(pixels, device, self._precision))
                     for row, _, why in refused:
                         store.refuse(row, Reason.UNDECODABLE, why)
                     advance(len(good_rows) + len(refused))
-                # Its bytes are in memory still.
-                sha256 = pool.submit(hash_shard, index.shards[piece.at])
                 n_samples, n_decoded = rows.stop - rows.start, sum(map(len, batches))
                 advance(n_samples - n_decoded)
+                sha256 = sha256 or pool.submit(hash_shard, ref)
+                digest = sha256.result()
+                if isinstance(ref.path, Path):
+                    # The copy of a remote shard is one version of it; a local one may have changed
+                    # after it was hashed.
+                    refuse_changed(ref)
                 store.write(out, piece.shard)
                 yield _Embedded(
                     n_samples,
                     n_decoded,
                     store.count(Reason.UNDECODABLE),
                     [why for why in store.details if why][:3],
-                    sha256.result(),
+                    digest,
                     _facts(backbone, self._precision),
                 )
 

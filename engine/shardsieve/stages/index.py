@@ -85,7 +85,6 @@ def index(
     table = source if isinstance(source, TableLabels) else None
     in_shards = None if isinstance(source, TableLabels) else source
     reader = RowReader(config.image, in_shards, config.labels, backend)
-    executor = executor or Local()
     refs, parts = _read_shards(shards, reader, out, previous, threads, progress, executor)
     if not sum(ref.n_samples for ref in refs):
         raise DataError(
@@ -109,7 +108,7 @@ def _read_shards(
     previous: Path | None,
     threads: int,
     progress: Progress,
-    executor: Executor,
+    executor: Executor | None,
 ) -> tuple[list[ShardRef], list[Path]]:
     folder = out / PARTS
     folder.mkdir(exist_ok=True)
@@ -122,7 +121,7 @@ def _read_shards(
             found = {n: shard for n, shard in enumerate(known) if shard is not None}
         advance(len(found))
         todo = [(number, path) for number, path in enumerate(shards) if number not in found]
-        read = executor.map(job, todo, folder, advance, threads=threads)
+        read = (executor or Local()).map(job, todo, folder, advance, threads=threads)
         found |= {number: (ref, folder / name) for (number, _), (ref, name) in read}
     refs, parts = zip(*(found[number] for number in range(len(shards))), strict=True)
     # Of shards that an interrupted call read, and which have changed since.
