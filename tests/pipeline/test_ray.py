@@ -246,30 +246,30 @@ def test_without_ray_it_says_what_to_install(many, tmp_path, monkeypatch):
         shardsieve.clean(many.patterns, tmp_path / "RUN", engine="ray")
 
 
-def test_a_killed_driver_goes_on(many, checkpoint, settings, tmp_path):
-    """The command, on a cluster of its own, killed in the middle of embed and given again."""
+def test_a_killed_driver_goes_on(cluster, many, checkpoint, settings, tmp_path):
+    """The command, killed in the middle of embed; its workers end, and the rest is done anew."""
     out = tmp_path / "RUN"
+    config = settings(embed__image_size=192, embed__batch_size=1)
+    run_stages(["index"], out, config, many.patterns)
+    address = ray.get_runtime_context().gcs_address
     command = [
-        *(sys.executable, "-m", "shardsieve", "clean", *many.patterns, "-o", str(out)),
-        *("--engine", "ray", "--ray-workers", "1"),
-        *("--backbone", "test_resnet", "--checkpoint", str(checkpoint)),
-        *("-s", "embed.image_size=192", "-s", "embed.batch_size=8", "-s", "report.map=0"),
-        *("-s", "workers=0"),
+        *(sys.executable, "-m", "shardsieve", "embed", str(out), "--engine", "ray"),
+        *("--address", address, "--ray-workers", "1"),
     ]
-    process = subprocess.Popen(command, env={**os.environ, **QUIET}, start_new_session=True)
+    process = subprocess.Popen(command)
     part = out / "embed.part"
     deadline = time.monotonic() + 200
     while len(list(part.glob("features-*.arrow"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     finished = {path.name: path.stat().st_mtime_ns for path in part.glob("features-*.arrow")}
     assert 2 <= len(finished) < len(many.paths), "it was to be caught in the middle"
-    subprocess.run(command, env={**os.environ, **QUIET}, check=True)
+    run_stages(["embed"], out, config, engine=Engine("ray", workers=1))
     after = {name: (out / "embed" / name).stat().st_mtime_ns for name in finished}
     assert after == finished, "finished shards are not done again"
-    changes = {"embed__image_size": 192, "embed__batch_size": 8}
-    here = shardsieve.clean(many.patterns, tmp_path / "LOCAL", settings(**changes))
-    assert files_of(out) == files_of(here.path)
+    run_stages(["index", "embed"], tmp_path / "UNDISTURBED", config, many.patterns)
+    for path in sorted((tmp_path / "UNDISTURBED/embed").glob("*.arrow")):
+        assert (out / "embed" / path.name).read_bytes() == path.read_bytes()
     assert not list(out.rglob("from-workers"))
