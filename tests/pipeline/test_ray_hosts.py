@@ -119,7 +119,12 @@ def test_hosts_that_share_nothing_but_s3(hosts, bucket, tmp_path):
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_raylet_start_wait_time_s": "200",
     }
-    ray = f"{sys.executable} -m ray.scripts.scripts start --object-store-memory=100000000"
+    # Of ports that it chooses itself, Ray waits 15 seconds to be told, however busy the machine is.
+    ray = (
+        f"{sys.executable} -m ray.scripts.scripts start --object-store-memory=100000000 "
+        "--dashboard-agent-grpc-port=6401 --dashboard-agent-listen-port=6402 "
+        "--runtime-env-agent-port=6403"
+    )
     out = tmp_path / "RUN"
     settings = " ".join(f"-s {name}={value}" for name, value in SETTINGS.items())
     head = on_host(

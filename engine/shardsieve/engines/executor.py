@@ -177,15 +177,21 @@ class Local:
             return result
 
         with ThreadPoolExecutor(threads, thread_name_prefix=job.stage) as pool:
-            futures = {pool.submit(one, piece): number for number, piece in enumerate(pieces)}
+            futures = {pool.submit(one, piece): piece for piece in pieces}
             try:
-                for future in as_completed(futures):
+                for future in as_completed(list(futures)):
                     result = future.result()
                     advance(job.amount(result))
-                    yield pieces[futures[future]], result
-            except BaseException:
-                # What is being done is finished, the rest is for the next call.
+                    yield futures.pop(future), result
+            except GeneratorExit:
                 pool.shutdown(cancel_futures=True)
+                raise
+            except BaseException:
+                # What is being done is finished and counts, the rest is for the next call.
+                pool.shutdown(cancel_futures=True)
+                for future, piece in futures.items():
+                    if not future.cancelled() and future.exception() is None:
+                        yield piece, future.result()
                 raise
 
 
