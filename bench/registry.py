@@ -17,6 +17,7 @@ RUNS: dict[str, str] = {
     "softmax_stats": "per-sample statistics of the logits, beside torch",
     "tune": "accuracy after fine-tuning on planted noise: all, GCE, probe, turn, best [--data]",
     "write": "filtered shards, beside cp and webdataset's ShardWriter",
+    "ray": "the engine ray beside the local one, and a simulation of 8 to 512 GPUs",
     "million": "the line after embedding at a million samples: seconds and memory per stage",
     "best": "the recipe `best`: seconds of the whole selection, up to a million samples",
     "report": "the report of a million samples: size, seconds to write and to load",

@@ -122,7 +122,8 @@ class _Parts:
         config = EmbedConfig.model_validate(
             {"image_size": _SIDE, "precision": "fp32", "engine": engine}
         )
-        self.runner = Runner(samples, config, _CPU, cores)
+        self.runner = Runner(config, _CPU, cores)
+        self.runner.read_from(samples)
         self._cores = cores
         self._batches: list[Rows] = []
         for shard in range(len(samples.shards)):

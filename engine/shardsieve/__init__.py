@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardsieve.arrays import CleanLabels, clean_labels
     from shardsieve.config import Config, load_config
     from shardsieve.data.manifest import Manifest
+    from shardsieve.engines.choice import Engine
     from shardsieve.estimator import NoisyLabelFilter
     from shardsieve.importers.run import import_shards
     from shardsieve.pipeline import clean
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CleanLabels",
     "Config",
+    "Engine",
     "Manifest",
     "NoisyLabelFilter",
     "Predictions",
@@ -46,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Config": "shardsieve.config",
     "load_config": "shardsieve.config",
+    "Engine": "shardsieve.engines.choice",
     "Manifest": "shardsieve.data.manifest",
     "CleanLabels": "shardsieve.arrays",
     "NoisyLabelFilter": "shardsieve.estimator",

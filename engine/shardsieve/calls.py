@@ -6,7 +6,6 @@ date does not need them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.data.scores import Decisions, Suggestions
+from shardsieve.engines.executor import Executor, Local, usable_cores
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.identity import judgement_key
 from shardsieve.progress import Progress
@@ -47,6 +47,7 @@ class Calls:
         progress: Progress,
         current_records: Callable[[], dict[str, StageRecord]],
         decisions: ReviewDecisions,
+        executor: Executor | None = None,
     ) -> None:
         """Takes what all stages share.
 
@@ -57,6 +58,7 @@ class Calls:
             progress: Where stages report to.
             current_records: Gives the records of the stages that are up to date, for the report.
             decisions: What people decided about samples.
+            executor: Who does the work that is done shard by shard; default: this process.
 
         Raises:
             BackendUnavailable: The kernels that were asked for cannot run here.
@@ -67,6 +69,7 @@ class Calls:
         self._progress = progress
         self._current_records = current_records
         self._decisions = decisions
+        self._executor = executor or Local()
         self._run = Run(directory.path)
         # Whoever keeps the networks off the GPU means the kernels, too.
         keep_off_gpu = config.backend == "auto" and config.device == "cpu"
@@ -101,24 +104,40 @@ class Calls:
         # torch takes seconds to load, and a stage that is up to date does not need it.
         from shardsieve.models.precision import resolve_device
 
-        return resolve_device(self._config.device)
+        return resolve_device(self._executor.device_here(self._config.device))
+
+    @cached_property
+    def embed_device(self) -> torch.device:
+        """Where `embed` runs its network: perhaps elsewhere than the other stages.
+
+        Raises:
+            DeviceUnavailable: It was named and cannot be used.
+        """
+        return self._executor.device(self._config.device)
+
+    @cached_property
+    def embed_precision(self) -> Precision:
+        """The number format of `embed` there.
+
+        Raises:
+            DeviceUnavailable: The device cannot compute in it.
+        """
+        return self._executor.precision(self._config.embed.precision, self.embed_device)
 
     @property
-    def _devices(self) -> list[torch.device]:
-        import torch
-
-        several = self._config.embed.devices == "all" and self.device.index is None
-        if not several or self.device.type != "cuda":
-            return [self.device]
-        return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    def _embed_devices(self) -> list[torch.device]:
+        several = self._config.embed.devices == "all"
+        return self._executor.devices(self.embed_device) if several else [self.embed_device]
 
     @property
     def _workers(self) -> int:
-        if self._config.workers is not None:
-            return self._config.workers
-        # Not every system can say which cores this process may use.
-        allowed = getattr(os, "sched_getaffinity", None)
-        return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
+        return usable_cores() if self._config.workers is None else self._config.workers
+
+    def device_of(self, stage: str) -> torch.device | str:
+        """Returns what the record of a stage names as its device."""
+        if stage == "embed":
+            return self.embed_device
+        return self.device if stage in ("probe", "tune") else "cpu"
 
     def resolve_precision(self, precision: Precision) -> Precision:
         """Chooses the number format for the device.
@@ -161,7 +180,7 @@ class Calls:
         """
         from shardsieve.models.engine import refuse_engine
 
-        refuse_engine(self._config.embed, self.device)
+        refuse_engine(self._config.embed, self.embed_device)
 
     def _index(self, out: Path) -> StageResult:
         return index(
@@ -172,6 +191,7 @@ class Calls:
             previous=self._directory.folder("index"),
             threads=self._workers,
             backend="reference" if self.backend == "reference" else "cpu",
+            executor=self._executor,
         )
 
     def _embed(self, out: Path, identity: Mapping[str, Any]) -> StageResult:
@@ -179,14 +199,16 @@ class Calls:
 
         return embed(
             self._run.index,
-            self._config.embed,
+            # The same for all workers, whatever each would choose.
+            self._config.embed.model_copy(update={"precision": self.embed_precision}),
             out=out,
-            devices=self._devices,
-            workers=self._workers,
+            devices=self._embed_devices,
+            workers=self._executor.decoders(self._config.workers, self.embed_device),
             max_bad_fraction=self._config.index.max_bad_fraction,
             progress=self._progress,
             previous=self._directory.folder("embed"),
             made_with=content_key({k: v for k, v in identity.items() if k != "shards"}),
+            executor=self._executor,
         )
 
     def _probe(self, out: Path) -> StageResult:
@@ -294,6 +316,7 @@ class Calls:
             out=out,
             run=self._directory.path.resolve(),
             progress=self._progress,
+            executor=self._executor,
         )
 
     def _report(self, out: Path) -> StageResult:

@@ -20,6 +20,7 @@ from shardsieve import (
     cli_run,
     cli_setup,
 )
+from shardsieve.cli_engine import Address, EngineOption, RayCpus, RayWorkers, engine_of
 from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ def clean(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Forecast only, and clean nothing.")
     ] = False,
+    engine: EngineOption = "local",
+    address: Address = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
     config: ConfigFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -131,12 +136,14 @@ def clean(
         settings = _load(config, set_, values)
         if settings.tune.validation and not tune:
             typer.echo("--val is only used with --tune; nothing is tuned", err=True)
+        where = engine_of(engine, address, ray_workers, ray_cpus)
+        told = console_progress()
         if not plan:
-            return pipeline.clean(shards, out, settings, tune=tune, progress=console_progress())
+            return pipeline.clean(shards, out, settings, tune=tune, progress=told, engine=where)
         found = cli_forecast.measure(shards, settings)
         cli_forecast.tell(found)
         start = time.perf_counter()
-        run = pipeline.clean(shards, out, settings, tune=tune, progress=console_progress())
+        run = pipeline.clean(shards, out, settings, tune=tune, progress=told, engine=where)
         off.append(cli_forecast.compared(run, found, time.perf_counter() - start))
         return run
 
@@ -149,6 +156,10 @@ def index(
     out: Out,
     labels: Labels = None,
     classes: Classes = None,
+    engine: EngineOption = "local",
+    address: Address = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
     config: ConfigFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -161,7 +172,9 @@ def index(
         from shardsieve.progress import console_progress
 
         settings = _load(config, set_, values)
-        return run_stages(["index"], out, settings, shards, progress=console_progress())
+        where = engine_of(engine, address, ray_workers, ray_cpus)
+        told = console_progress()
+        return run_stages(["index"], out, settings, shards, progress=told, engine=where)
 
     _finish(work, as_json, _stage_summary("index"))
 
@@ -182,7 +195,30 @@ def _stage_command(stage: str, explanation: str) -> None:
     app.command(name=stage, help=explanation)(command)
 
 
-_stage_command("embed", "Run the frozen backbone once over every image and cache the features.")
+@app.command()
+def embed(
+    run: RunPath,
+    engine: EngineOption = "local",
+    address: Address = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the frozen backbone once over every image and cache the features."""
+
+    def work() -> Run:
+        from shardsieve.pipeline import run_stages, saved_config
+        from shardsieve.progress import console_progress
+
+        settings = saved_config(run, set_ or (), config)
+        where = engine_of(engine, address, ray_workers, ray_cpus)
+        return run_stages(["embed"], run, settings, progress=console_progress(), engine=where)
+
+    _finish(work, as_json, _stage_summary("embed"))
+
+
 _stage_command("probe", "Train the linear probe on the cached features and score every sample.")
 _stage_command("select", "Fit the mixtures and decide which samples are kept.")
 _stage_command("tune", "Fine-tune the whole network on the clean samples.")

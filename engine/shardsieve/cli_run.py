@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shardsieve.cli_engine import Address, EngineOption, RayCpus, RayWorkers, engine_of
 from shardsieve.exits import exit_codes
 
 RunPath = Annotated[Path, typer.Argument(help="The run directory.")]
@@ -25,6 +26,10 @@ def write(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would come out, and write nothing.")
     ] = False,
+    engine: EngineOption = "local",
+    address: Address = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
     config: ConfigFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -39,7 +44,8 @@ def write(
             planned = plan_write(run, settings)
             _print(planned, as_json, _planned_in_words(planned))
             return
-        done = run_stages(["write"], run, settings, progress=console_progress())
+        where = engine_of(engine, address, ray_workers, ray_cpus)
+        done = run_stages(["write"], run, settings, progress=console_progress(), engine=where)
         _print_stage(done, "write", as_json)
 
 

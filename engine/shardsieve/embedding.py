@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,13 +57,10 @@ class Runner:
     copies run beside the network on a stream of their own.
     """
 
-    def __init__(
-        self, index: SampleIndex, config: EmbedConfig, device: torch.device, workers: int
-    ) -> None:
-        """Loads the network.
+    def __init__(self, config: EmbedConfig, device: torch.device, workers: int) -> None:
+        """Loads the network; `read_from` says where the images are.
 
         Args:
-            index: Where the images are.
             config: Backbone, decoder, engine.
             device: Where the network runs.
             workers: Threads; 0 does everything in the caller's.
@@ -82,18 +79,15 @@ class Runner:
         )
         side = self._backbone.preprocessing.size
         self.batch_size = batch_size(config, device) or find_batch_size(self.engine, side, device)
-        self.images = _images(index, config, self._backbone, device)
         self._config = config
+        self.images: ImageBatches
+        # Where the time goes.
+        self.clock = Clock()
 
     @property
     def dim(self) -> int:
         """D."""
         return self._backbone.dim
-
-    @property
-    def clock(self) -> Clock:
-        """Where the time goes."""
-        return self.images.clock
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -109,6 +103,11 @@ class Runner:
             "batch_size": self.batch_size,
             "warm_up_s": round(self.engine.warm_up_s, 3),
         }
+
+    def read_from(self, index: SampleIndex) -> None:
+        """Says where the images of the next batches are."""
+        self.images = _images(index, self._config, self._backbone, self._device)
+        self.images.clock = self.clock
 
     def run(self, batches: Sequence[Rows]) -> Generator[Embedded]:
         """Embeds the images of some rows, batch after batch.
@@ -200,11 +199,11 @@ def _nothing(dim: int) -> torch.Tensor:
     return torch.empty((0, dim), dtype=torch.float16)
 
 
-def add_up(clocks: Sequence[Clock], wall_s: float) -> dict[str, Any]:
+def time_spent(parts: Mapping[str, float], wall_s: float) -> dict[str, Any]:
     """Says where the time went and what held the network up.
 
     Args:
-        clocks: Of each device.
+        parts: Seconds of each part, of all devices.
         wall_s: Seconds on the clock.
 
     Returns:
@@ -212,10 +211,6 @@ def add_up(clocks: Sequence[Clock], wall_s: float) -> dict[str, Any]:
         most of them; and `of_model_speed`, the share of the speed that the network would have had
         with its input in memory, on the same cores.
     """
-    parts: dict[str, float] = {}
-    for clock in clocks:
-        for name, seconds in clock.seconds.items():
-            parts[name] = parts.get(name, 0.0) + seconds
     spent: dict[str, Any] = {name: round(seconds, 3) for name, seconds in sorted(parts.items())}
     model_s = parts.get("model_s", 0.0)
     # On a CPU the parts share the cores; beside a GPU only waiting holds the network up.

@@ -23,6 +23,8 @@ from shardsieve.data.manifest import build_manifest
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, changed_settings, content_key
 from shardsieve.data.table import write_text
+from shardsieve.engines.choice import Engine, EngineName, opened
+from shardsieve.engines.executor import Executor
 from shardsieve.errors import ConfigError, ShardsieveError, StaleArtefact
 from shardsieve.identity import BY_NAME, STAGES, Identities, Stage, absolute_paths
 from shardsieve.models.weights import refuse_unknown
@@ -42,6 +44,7 @@ def clean(
     *,
     tune: bool = False,
     progress: Progress | None = None,
+    engine: Engine | EngineName = "local",
 ) -> Run:
     """Runs the whole line; stages whose inputs and settings have not changed are not run again.
 
@@ -51,6 +54,8 @@ def clean(
         config: Settings; the defaults follow the paper.
         tune: Also fine-tune the network on the clean samples.
         progress: Where to report; default: nowhere.
+        engine: `local`, `ray`, or `Engine("ray", address="auto")`. It changes no result: a run that
+            was begun with one goes on with another.
 
     Returns:
         The finished run.
@@ -61,7 +66,8 @@ def clean(
     # The shards do not wait for fine-tuning, nor are they lost with it.
     names = ["index", "embed", "probe", "select", "write", *(["tune"] if tune else []), "report"]
     patterns = [shards] if isinstance(shards, str) else shards
-    return run_stages(names, Path(out), config or Config(), patterns, progress=progress)
+    config = config or Config()
+    return run_stages(names, Path(out), config, patterns, progress=progress, engine=engine)
 
 
 def run_stages(
@@ -71,6 +77,7 @@ def run_stages(
     patterns: Sequence[str] | None = None,
     *,
     progress: Progress | None = None,
+    engine: Engine | EngineName = "local",
 ) -> Run:
     """Runs some stages in the order given.
 
@@ -80,6 +87,7 @@ def run_stages(
         config: Settings.
         patterns: The shards; None takes those of the run's index.
         progress: Where to report.
+        engine: As for `clean`.
 
     Raises:
         StaleArtefact: A stage is needed that is missing or was made with other settings.
@@ -89,15 +97,16 @@ def run_stages(
     config = absolute_paths(config, tuned="tune" in names)
     shards = locate_shards(patterns) if patterns is not None else _indexed_shards(out)
     directory = RunDir(out)
-    line = _Line(directory, config, shards, progress)
-    # Settings that cannot work are refused before a folder is made.
-    line.refuse_what_cannot_work(names)
-    with directory.lock(), writing_to(out):
-        line.take_up(names)
-        write_text(out / "config.toml", _to_toml(config))
-        for name in names:
-            line.bring_up_to_date(BY_NAME[name])
-            line.write_manifest()
+    with opened(engine, progress) as executor:
+        line = _Line(directory, config, shards, progress, executor)
+        # Settings that cannot work are refused before a folder is made.
+        line.refuse_what_cannot_work(names)
+        with directory.lock(), writing_to(out):
+            line.take_up(names)
+            write_text(out / "config.toml", _to_toml(config))
+            for name in names:
+                line.bring_up_to_date(BY_NAME[name])
+                line.write_manifest()
     return Run(out)
 
 
@@ -130,6 +139,7 @@ class _Line:
         config: Config,
         shards: Sequence[ShardPath],
         progress: Progress,
+        executor: Executor | None = None,
     ) -> None:
         self._directory = directory
         self._config = config
@@ -139,7 +149,9 @@ class _Line:
         # Read once: a review that goes on meanwhile is for the next call.
         decisions = read_decisions(directory.path)
         self._identities = Identities(config, shards, self._key, decisions.key)
-        self._calls = Calls(directory, config, shards, progress, self._current_records, decisions)
+        self._calls = Calls(
+            directory, config, shards, progress, self._current_records, decisions, executor
+        )
 
     def refuse_what_cannot_work(self, names: Sequence[str]) -> None:
         """Raises what a stage would raise later, perhaps after hours."""
@@ -161,7 +173,8 @@ class _Line:
             self._calls.device  # noqa: B018
         for name, section in (("embed", config.embed), ("tune", config.tune)):
             if name in names and section.precision == "fp16":
-                self._calls.resolve_precision("fp16")
+                calls = self._calls
+                calls.embed_precision if name == "embed" else calls.resolve_precision("fp16")
         if "tune" in names:
             self._calls.refuse_tuning_that_cannot_work()
         usual = (None, "torch", "fast", "exact", "auto", "fp32")
@@ -207,7 +220,7 @@ class _Line:
             key=content_key(identity),
             identity=identity,
             seconds=round(time.monotonic() - start, 3),
-            device=str(self._calls.device) if stage.name in ("embed", "probe", "tune") else "cpu",
+            device=str(self._calls.device_of(stage.name)),
             backend=self._calls.backend,
             **result.model_dump(),
         )
@@ -291,7 +304,7 @@ class _Line:
         """What an interrupted embed must be gone on with: one store, one arithmetic."""
         if stage.name != "embed":
             return {}
-        return {"made_with": f"{self._calls.device.type} {self._calls.resolve_precision('auto')}"}
+        return {"made_with": f"{self._calls.embed_device.type} {self._calls.embed_precision}"}
 
     def _key(self, stage: str) -> str | None:
         record = self._directory.record(stage)

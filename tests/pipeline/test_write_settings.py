@@ -138,7 +138,7 @@ def damage(path, at):
 
 
 def test_finished_output_shards_are_not_written_again(selected, settings, monkeypatch):
-    from shardsieve.stages import write as stage
+    from shardsieve.shards import copier as stage
 
     config = settings(write__shard_samples=25)
     genuine = stage.copy_ranges

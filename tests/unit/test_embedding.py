@@ -10,7 +10,7 @@ from PIL import Image
 from shardsieve.data.features import FeatureStore
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
-from shardsieve.embedding import Runner, add_up
+from shardsieve.embedding import Runner, time_spent
 from shardsieve.errors import ShardError
 from shardsieve.progress import Silent
 from shardsieve.shards.device_pixels import DeviceBatches
@@ -29,6 +29,12 @@ def samples(shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("index")
     index(shards.paths, IndexConfig(), out=out, progress=Silent())
     return SampleIndex.open(out)
+
+
+def reading(samples, config, workers):
+    runner = Runner(config, CPU, workers)
+    runner.read_from(samples)
+    return runner
 
 
 def embedded(samples, config, out, *, workers=0, devices=(CPU,)):
@@ -71,8 +77,8 @@ def test_a_network_in_the_callers_thread_gives_the_same(samples, settings, tmp_p
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)
     config = settings(embed__compile=True).embed
     rows = [np.arange(at, at + 16) for at in range(0, 48, 16)]
-    plain = Runner(samples, settings().embed, CPU, 0)
-    beside = Runner(samples, config, CPU, 2)
+    plain = reading(samples, settings().embed, 0)
+    beside = reading(samples, config, 2)
     for want, got in zip(plain.run(rows), beside.run(rows), strict=True):
         assert np.array_equal(want.rows, got.rows)
         np.testing.assert_allclose(got.features_BD, want.features_BD, rtol=2e-3, atol=1e-3)
@@ -81,7 +87,7 @@ def test_a_network_in_the_callers_thread_gives_the_same(samples, settings, tmp_p
 
 def test_fast_and_exact_features_are_nearly_the_same(samples, settings):
     rows = [np.arange(16)]
-    ways = [Runner(samples, settings(embed__decode=d).embed, CPU, 0) for d in ("fast", "exact")]
+    ways = [reading(samples, settings(embed__decode=d).embed, 0) for d in ("fast", "exact")]
     fast, exact = (next(iter(runner.run(rows))).features_BD.astype(np.float64) for runner in ways)
     cosine = (fast * exact).sum(1) / np.linalg.norm(fast, axis=1) / np.linalg.norm(exact, axis=1)
     assert cosine.min() > 0.9999
@@ -104,7 +110,7 @@ def test_where_the_time_went():
     lanes, gpu = Clock(), Clock()
     lanes.add(read_s=0.5, decode_s=1.5, model_s=6.0)
     lanes.add(model_s=2.0)
-    assert add_up([lanes], 5.0) == {
+    assert time_spent(lanes.seconds, 5.0) == {
         "read_s": 0.5,
         "decode_s": 1.5,
         "model_s": 8.0,
@@ -114,9 +120,9 @@ def test_where_the_time_went():
     }
     # Beside a GPU the threads' own seconds cost nothing; waiting does.
     gpu.add(read_s=9.0, decode_s=30.0, wait_s=6.0, model_s=4.0)
-    told = add_up([gpu], 10.0)
+    told = time_spent(gpu.seconds, 10.0)
     assert told["of_model_speed"] == 0.4 and told["bottleneck"] == "decode"
-    assert add_up([Clock()], 0.0) == {"wall_s": 0.0}
+    assert time_spent({}, 0.0) == {"wall_s": 0.0}
 
 
 def encoded(image, kind="JPEG", **options):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from shardsieve.data.reason import Reason
 from shardsieve.data.record import content_key
 from shardsieve.data.table import link_or_copy, replace_file, write_json
 from shardsieve.errors import ShardError
+from shardsieve.progress import Advance
 from shardsieve.shards.gather import gather
 from shardsieve.shards.labels import LabelSource
 from shardsieve.shards.samples import (
@@ -82,45 +83,46 @@ class RowReader:
         }
         return folder / f"{content_key(identity)[:32]}.arrow"
 
-    def rows_of(
+    def known(
         self, path: ShardPath, folder: Path, previous: Path | None
-    ) -> tuple[ShardRef, Path]:
-        """Returns a shard and the file of its rows, which is made if it is not there yet.
+    ) -> tuple[ShardRef, Path] | None:
+        """Returns a shard and the file of its rows if it need not be read, else None.
+
+        Args:
+            path: The shard.
+            folder: Where the file lies.
+            previous: Folder with files of an earlier index, which may be of use.
+
+        Raises:
+            ShardError: The shard is gone.
+        """
+        ref = stat_shard(path)
+        part = self.part(folder, ref)
+        if not part.with_suffix(".json").is_file() and previous is not None:
+            _take_over(previous, part)
+        return (_found(ref, part), part) if part.with_suffix(".json").is_file() else None
+
+    def rows_of(self, path: ShardPath, folder: Path) -> tuple[ShardRef, Path]:
+        """Reads a shard; returns it and the file of its rows.
 
         Args:
             path: The shard.
             folder: Where the file goes.
-            previous: Folder with files of an earlier index, which may be of use.
 
         Raises:
             ShardError: The shard cannot be read as a tar, or changes while it is read.
         """
         ref = stat_shard(path)
         part = self.part(folder, ref)
-        about = part.with_suffix(".json")
-        if not about.is_file() and previous is not None:
-            _take_over(previous, part)
-        if not about.is_file():
-            scan = open_tar(path)
-            n_samples = self._write(scan, path, part)
-            now = stat_shard(path)
-            if (now.size_bytes, now.mtime_ns) != (ref.size_bytes, ref.mtime_ns):
-                raise ShardError(f"{path} changed while it was indexed; run again")
-            # Written last: with it the part counts as whole.
-            facts = {"others": scan.others, "damage": list(describe_damage(scan))}
-            write_json(about, {"samples": n_samples, **facts})
-        facts = json.loads(about.read_text(encoding="utf-8"))
-        return (
-            ShardRef(
-                path,
-                ref.size_bytes,
-                ref.mtime_ns,
-                facts["samples"],
-                facts["others"],
-                tuple(facts["damage"]),
-            ),
-            part,
-        )
+        scan = open_tar(path)
+        n_samples = self._write(scan, path, part)
+        now = stat_shard(path)
+        if (now.size_bytes, now.mtime_ns) != (ref.size_bytes, ref.mtime_ns):
+            raise ShardError(f"{path} changed while it was indexed; run again")
+        # Written last: with it the part counts as whole.
+        facts = {"others": scan.others, "damage": list(describe_damage(scan))}
+        write_json(part.with_suffix(".json"), {"samples": n_samples, **facts})
+        return _found(ref, part), part
 
     def _write(self, scan: TarScan, path: ShardPath, part: Path) -> int:
         temporary = part.with_name(part.name + ".part")
@@ -205,12 +207,47 @@ class RowReader:
         return given_R, is_name_R
 
 
+class ShardReader:
+    """Reads shards for the index, wherever they can be read."""
+
+    def __init__(self, reader: RowReader) -> None:
+        """Takes how they are read."""
+        self._reader = reader
+
+    def run(
+        self, pieces: Sequence[tuple[int, ShardPath]], out: Path, advance: Advance
+    ) -> Iterator[tuple[ShardRef, str]]:
+        """Yields each shard and the name of the file of its rows."""
+        for _, path in pieces:
+            ref, part = self._reader.rows_of(path, out)
+            advance(1)
+            yield ref, part.name
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def one_shard(result: object) -> int:
+    """Returns how many shards a result stands for."""
+    return 1
+
+
 def read_rows(part: Path) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a shard, some thousands at a time."""
     with pa.OSFile(str(part)) as file:
         reader = pa.ipc.open_file(file)
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number)
+
+
+def _found(ref: ShardRef, part: Path) -> ShardRef:
+    facts = json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
+    return replace(
+        ref,
+        n_samples=facts["samples"],
+        other_members=facts["others"],
+        damage=tuple(facts["damage"]),
+    )
 
 
 def _take_over(previous: Path, part: Path) -> None:

@@ -55,10 +55,19 @@ def hash_shard(ref: ShardRef) -> str:
             f"{ref.path}: {error.strerror}. It was there when it was indexed; "
             "bring it back and run again"
         ) from error
+    refuse_changed(ref)
+    return digest
+
+
+def refuse_changed(ref: ShardRef) -> None:
+    """Makes sure that a shard is the one that was indexed.
+
+    Raises:
+        ShardError: It is gone, or is not.
+    """
     now = stat_shard(ref.path)
     if (now.size_bytes, now.mtime_ns) != (ref.size_bytes, ref.mtime_ns):
         raise ShardError(f"{ref.path} changed since it was indexed; run again")
-    return digest
 
 
 def write_sources(

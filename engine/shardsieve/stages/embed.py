@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from shardsieve.config import EmbedConfig
@@ -18,11 +24,49 @@ from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.table import column, read_ipc
-from shardsieve.embedding import Embedded, Runner, add_up
+from shardsieve.embedding import Embedded, Runner, time_spent
+from shardsieve.engines.executor import Executor, Job, Local
 from shardsieve.errors import DataError
 from shardsieve.progress import Advance, Progress
 from shardsieve.shards.prefetch import Rows
-from shardsieve.shards.sources import hash_shard, take_over, write_sources
+from shardsieve.shards.sources import hash_shard, refuse_changed, take_over, write_sources
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A shard that is to be embedded.
+
+    Attributes:
+        shard: Its number in the run.
+        index: What its rows are read from; pieces that are done together share it.
+        at: Its number there.
+    """
+
+    shard: int
+    index: SampleIndex
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """A shard whose features are on disk.
+
+    Attributes:
+        decoded: Images that were decoded, or were to be.
+        bad: Those that could not be.
+        examples: What was wrong with some of them.
+        sha256: Of the shard.
+        facts: What the features are made with.
+        seconds: Where the time went, by part, all threads added up.
+    """
+
+    samples: int
+    decoded: int
+    bad: int
+    examples: list[str]
+    sha256: str
+    facts: dict[str, Any]
+    seconds: dict[str, float]
 
 
 def embed(
@@ -36,6 +80,7 @@ def embed(
     progress: Progress,
     previous: Path | None = None,
     made_with: str = "",
+    executor: Executor | None = None,
 ) -> StageResult:
     """Decodes every image, runs the frozen backbone and caches the features as f16.
 
@@ -53,6 +98,7 @@ def embed(
         previous: An earlier feature store, from which the features of unchanged shards are taken.
         made_with: Identifies everything but the shards that the features depend on; nothing is
             taken from a store that was made with something else.
+        executor: Who embeds the shards; default: this process.
 
     Raises:
         BackboneError: The backbone or its weights cannot be had.
@@ -64,68 +110,140 @@ def embed(
     known = {} if previous is None else take_over(previous, out, made_with, shards)
     there = [shard_file(out, shard).exists() for shard in range(len(shards))]
     n_known = sum(shards[shard].n_samples for shard in known)
-    todo = [shard for shard, finished in enumerate(there) if not finished]
+    todo = pieces_of(index, there)
     finished = sum(ref.n_samples for ref, done in zip(shards, there, strict=True) if done)
-    store = _Store(index, out, max_bad_fraction)
-    store.count_bad_of(shard for shard, finished in enumerate(there) if finished)
-    # At least one, for the record: what the features are made with.
-    runners = [Runner(index, config, device, workers // len(devices)) for device in devices]
-    with (
-        progress.track("embed", len(index), "images", finished) as advance,
-        ThreadPoolExecutor(1) as hashing,
-    ):
-        store.begin(advance, hashing)
-        start = time.perf_counter()
-        _share_out(runners, todo, store)
+    n_images, done = int(np.count_nonzero(_has_image(index))), 0
+    bad = sum(_count_bad(out, shard) for shard, finished in enumerate(there) if finished)
+    _refuse_mostly_bad(bad, n_images, max_bad_fraction, [])
+    make = partial(ShardEmbedder, config, devices, workers)
+    job = Job("embed", "images", make, _samples_of, detach=_apart, device=str(devices[0]))
+    hashes, facts = dict(known), None
+    spent: Counter[str] = Counter()
+    threads = len(devices) if len(devices) > 1 else 0
+    start = time.perf_counter()
+    with progress.track("embed", len(index), "images", finished) as advance:
+        where = executor or Local()
+        for piece, embedded in where.map(job, todo, out, advance, threads=threads):
+            hashes[piece.shard], facts = embedded.sha256, embedded.facts
+            spent.update(embedded.seconds)
+            done += embedded.decoded
+            bad += embedded.bad
+            _refuse_mostly_bad(bad, n_images, max_bad_fraction, embedded.examples)
         wall_s = time.perf_counter() - start
-        written = [
-            known.get(shard)
-            or (store.hashes.get(shard) or hashing.submit(hash_shard, ref)).result()
-            for shard, ref in enumerate(shards)
-        ]
-    write_sources(out, made_with, shards, written)
-    facts = runners[0].facts | {"time": add_up([runner.clock for runner in runners], wall_s)}
-    return StageResult(
-        counts=_count(out, len(shards)),
-        facts=facts,
-        notes=_notes(finished, n_known),
-        images=store.n_done,
-    )
+        with ThreadPoolExecutor(1) as pool:
+            # Of shards that an interrupted call embedded.
+            missing = [shard for shard in range(len(shards)) if shard not in hashes]
+            hashes |= zip(missing, pool.map(hash_shard, [shards[i] for i in missing]), strict=True)
+    write_sources(out, made_with, shards, [hashes[shard] for shard in range(len(shards))])
+    if facts is None:
+        # For the record: what the features are made with.
+        facts = make().facts
+    facts = {**facts, "time": time_spent(spent, wall_s)}
+    counts = _count(out, len(shards))
+    return StageResult(counts=counts, facts=facts, notes=_notes(finished, n_known), images=done)
 
 
-def _share_out(runners: Sequence[Runner], todo: Sequence[int], store: _Store) -> None:
-    if len(runners) == 1:
-        _embed_shards(runners[0], todo, store)
-        return
-    with ThreadPoolExecutor(len(runners)) as pool:
-        parts = [todo[number :: len(runners)] for number in range(len(runners))]
-        jobs = [
-            pool.submit(_embed_shards, runner, part, store)
-            for runner, part in zip(runners, parts, strict=True)
-        ]
+def pieces_of(index: SampleIndex, finished: Sequence[bool]) -> list[_Piece]:
+    """Returns the shards that are still to be embedded."""
+    return [_Piece(shard, index, shard) for shard, done in enumerate(finished) if not done]
+
+
+class ShardEmbedder:
+    """The network on one device or several, and how images come to it, wherever that is."""
+
+    def __init__(self, config: EmbedConfig, devices: Sequence[torch.device], workers: int) -> None:
+        """Loads the network.
+
+        Args:
+            config: The backbone, with a precision that all workers have.
+            devices: Where it runs; each can do shards beside the others.
+            workers: Threads that decode; on a CPU they run the network, too.
+        """
+        runners = [Runner(config, device, workers // len(devices)) for device in devices]
+        self.facts = runners[0].facts
+        self._idle: SimpleQueue[Runner] = SimpleQueue()
+        for runner in runners:
+            self._idle.put(runner)
+
+    def run(self, pieces: Sequence[_Piece], out: Path, advance: Advance) -> Iterator[_Embedded]:
+        """Embeds shards one after the other while the next ones are decoded."""
+        if not pieces:
+            return
+        runner = self._idle.get()
         try:
-            for job in jobs:
-                job.result()
+            yield from _embed_shards(runner, pieces, out, advance)
         finally:
-            # One that failed, or a user who interrupts, stops the others at their next batch.
-            store.stopped = True
+            self._idle.put(runner)
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
 
-def _embed_shards(runner: Runner, todo: Sequence[int], store: _Store) -> None:
-    plan = [store.batches_of(shard, runner.batch_size) for shard in todo]
+def _embed_shards(
+    runner: Runner, pieces: Sequence[_Piece], out: Path, advance: Advance
+) -> Iterator[_Embedded]:
+    index = pieces[0].index
+    has_image_N = _has_image(index)
+    places = [index.rows_of(piece.at) for piece in pieces]
+    plan = [_batches(rows, has_image_N, runner.batch_size) for rows in places]
+    runner.read_from(index)
+    told: dict[str, float] = dict(runner.clock.seconds)
     embedded = runner.run([batch for batches in plan for batch in batches])
-    try:
-        for shard, batches in zip(todo, plan, strict=True):
-            features = _ShardFeatures(store.index.rows_of(shard), runner.dim)
+    with ThreadPoolExecutor(1) as pool, closing(embedded):
+        for piece, rows, batches in zip(pieces, places, plan, strict=True):
+            features, ref = _ShardFeatures(rows, runner.dim), index.shards[piece.at]
+            # Beside the network: the bytes are in memory then.
+            sha256 = pool.submit(hash_shard, ref)
             for _ in batches:
-                if store.stopped:
-                    return
                 done = next(embedded)
                 features.add(done)
-                store.advance(len(done.rows) + len(done.refused))
-            store.finish(shard, features, sum(map(len, batches)))
-    finally:
-        embedded.close()
+                advance(len(done.rows) + len(done.refused))
+            n_samples, n_decoded = rows.stop - rows.start, sum(map(len, batches))
+            advance(n_samples - n_decoded)
+            digest = sha256.result()
+            if isinstance(ref.path, Path):
+                # The copy of a remote shard is one version of it; a local one may have changed
+                # after it was hashed.
+                refuse_changed(ref)
+            features.write(out, piece.shard)
+            now = dict(runner.clock.seconds)
+            yield _Embedded(
+                n_samples,
+                n_decoded,
+                features.count(Reason.UNDECODABLE),
+                [why for why in features.details if why][:3],
+                digest,
+                runner.facts,
+                {name: spent - told.get(name, 0.0) for name, spent in now.items()},
+            )
+            told = now
+
+
+def _apart(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Returns the same shards with an index of their own, which holds nothing else."""
+    index = pieces[0].index
+    refs = tuple(index.shards[piece.at] for piece in pieces)
+    rows = [index.rows_of(piece.at) for piece in pieces]
+    shard = np.repeat(np.arange(len(refs), dtype=np.int32), [ref.n_samples for ref in refs])
+    columns = {
+        name: np.concatenate([index.numbers(name)[part] for part in rows])
+        for name in ("image_offset", "image_size", "reason")
+    }
+    # The key is for messages.
+    keys = pa.chunked_array(
+        [index.keys_N.slice(part.start, part.stop - part.start) for part in rows]
+    )
+    own = SampleIndex(pa.table({"key": keys, "shard": shard, **columns}), refs, ())
+    return [_Piece(piece.shard, own, at) for at, piece in enumerate(pieces)]
+
+
+def _samples_of(embedded: _Embedded) -> int:
+    return embedded.samples
+
+
+def _has_image(index: SampleIndex) -> npt.NDArray[np.bool_]:
+    has_image_N = index.numbers("image_offset") >= 0
+    return has_image_N & (index.reason_N != Reason.TRUNCATED)
 
 
 def _notes(finished: int, n_known: int) -> list[str]:
@@ -135,51 +253,6 @@ def _notes(finished: int, n_known: int) -> list[str]:
     if finished > n_known:
         notes.append(f"{finished - n_known:,} samples came from an interrupted run")
     return notes
-
-
-class _Store:
-    """The feature store while it is being made, by one device or several."""
-
-    def __init__(self, index: SampleIndex, out: Path, max_bad_fraction: float) -> None:
-        self.index = index
-        self.stopped = False
-        self.n_done = 0
-        self.hashes: dict[int, Future[str]] = {}
-        self._out = out
-        self._max_bad_fraction = max_bad_fraction
-        self._has_image_N = index.numbers("image_offset") >= 0
-        self._has_image_N &= index.reason_N != Reason.TRUNCATED
-        self._n_images = int(self._has_image_N.sum())
-        self._bad = 0
-        self._lock = threading.Lock()
-        self._advance: Advance = lambda amount: None
-        self._hashing: ThreadPoolExecutor
-
-    def begin(self, advance: Advance, hashing: ThreadPoolExecutor) -> None:
-        self._advance, self._hashing = advance, hashing
-
-    def count_bad_of(self, shards: Iterator[int]) -> None:
-        self._bad += sum(_count_bad(self._out, shard) for shard in shards)
-        _refuse_mostly_bad(self._bad, self._n_images, self._max_bad_fraction, [])
-
-    def batches_of(self, shard: int, size: int) -> list[Rows]:
-        rows = self.index.rows_of(shard)
-        with_image = np.flatnonzero(self._has_image_N[rows]) + rows.start
-        return [with_image[i : i + size] for i in range(0, len(with_image), size)]
-
-    def advance(self, amount: int) -> None:
-        with self._lock:
-            self._advance(amount)
-
-    def finish(self, shard: int, features: _ShardFeatures, n_decoded: int) -> None:
-        with self._lock:
-            self._advance(self.index.shards[shard].n_samples - n_decoded)
-            self.n_done += n_decoded
-            self._bad += features.count(Reason.UNDECODABLE)
-            _refuse_mostly_bad(self._bad, self._n_images, self._max_bad_fraction, features.details)
-        features.write(self._out, shard)
-        # Its bytes are in memory still.
-        self.hashes[shard] = self._hashing.submit(hash_shard, self.index.shards[shard])
 
 
 class _ShardFeatures:
@@ -209,6 +282,11 @@ class _ShardFeatures:
 
     def write(self, out: Path, shard: int) -> None:
         write_shard(out, shard, self._features_ND, self._reason_N, self.details)
+
+
+def _batches(rows: slice, has_image_N: npt.NDArray[np.bool_], batch_size: int) -> list[Rows]:
+    with_image = np.flatnonzero(has_image_N[rows]) + rows.start
+    return [with_image[i : i + batch_size] for i in range(0, len(with_image), batch_size)]
 
 
 def _refuse_mostly_bad(

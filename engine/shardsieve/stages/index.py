@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
 from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
+from shardsieve.engines.executor import Executor, Job, Local
 from shardsieve.errors import DataError, LabelError
 from shardsieve.progress import Progress
 from shardsieve.shards.labels import (
@@ -32,7 +34,7 @@ from shardsieve.shards.labels import (
     read_classes,
     resolve_labels,
 )
-from shardsieve.shards.rows import RowReader, read_rows
+from shardsieve.shards.rows import RowReader, ShardReader, one_shard, read_rows
 from shardsieve_kernels.tar_scan import ScanBackend
 
 # Folder with the rows of each shard: they hold until that shard changes.
@@ -51,6 +53,7 @@ def index(
     previous: Path | None = None,
     threads: int = 1,
     backend: ScanBackend = "cpu",
+    executor: Executor | None = None,
 ) -> StageResult:
     """Finds every sample of the shards, where its bytes lie and which label it was given.
 
@@ -66,6 +69,7 @@ def index(
         previous: Folder of an earlier index, whose rows are used for unchanged shards.
         threads: Shards that are read side by side.
         backend: Which kernel scans.
+        executor: Who reads the shards; default: this process.
 
     Returns:
         Counts of samples by reason, and notes on damaged shards.
@@ -81,7 +85,7 @@ def index(
     table = source if isinstance(source, TableLabels) else None
     in_shards = None if isinstance(source, TableLabels) else source
     reader = RowReader(config.image, in_shards, config.labels, backend)
-    refs, parts = _read_shards(shards, reader, out, previous, threads, progress)
+    refs, parts = _read_shards(shards, reader, out, previous, threads, progress, executor)
     if not sum(ref.n_samples for ref in refs):
         raise DataError(
             f"{len(shards)} shards hold no sample: no member has a key and an extension"
@@ -104,30 +108,28 @@ def _read_shards(
     previous: Path | None,
     threads: int,
     progress: Progress,
+    executor: Executor | None,
 ) -> tuple[list[ShardRef], list[Path]]:
     folder = out / PARTS
     folder.mkdir(exist_ok=True)
     earlier = previous / PARTS if previous is not None and previous.is_dir() else None
-    found = []
-    with (
-        progress.track("index", len(shards), "shards") as advance,
-        ThreadPoolExecutor(max(1, threads)) as pool,
-    ):
-        pending = [pool.submit(reader.rows_of, path, folder, earlier) for path in shards]
-        try:
-            for future in pending:
-                found.append(future.result())
-                advance(1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    refs, parts = [ref for ref, _ in found], [part for _, part in found]
+    job = Job("index", "shards", partial(ShardReader, reader), one_shard)
+    threads = max(1, threads)
+    with progress.track("index", len(shards), "shards") as advance:
+        with ThreadPoolExecutor(threads) as pool:
+            known = pool.map(lambda path: reader.known(path, folder, earlier), shards)
+            found = {n: shard for n, shard in enumerate(known) if shard is not None}
+        advance(len(found))
+        todo = [(number, path) for number, path in enumerate(shards) if number not in found]
+        read = (executor or Local()).map(job, todo, folder, advance, threads=threads)
+        found |= {number: (ref, folder / name) for (number, _), (ref, name) in read}
+    refs, parts = zip(*(found[number] for number in range(len(shards))), strict=True)
     # Of shards that an interrupted call read, and which have changed since.
     kept = {file for part in parts for file in (part, part.with_suffix(".json"))}
     for file in folder.iterdir():
         if file not in kept:
             file.unlink()
-    return refs, parts
+    return list(refs), list(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,16 @@ import pyarrow.compute as pc
 
 from shardsieve.config import WriteConfig
 from shardsieve.data.index import SampleIndex
-from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import REMOVED_REASONS
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import Decisions
 from shardsieve.data.table import write_text
 from shardsieve.data.written import MANIFEST, write_written
+from shardsieve.engines.executor import Executor, Job, Local
 from shardsieve.errors import DataError, ShardError
 from shardsieve.progress import Progress
-from shardsieve.shards.copy import CopiedShard, copy_ranges
-from shardsieve.shards.files import ShardFiles
+from shardsieve.shards.copier import Output, ShardCopier, cut, samples_of
+from shardsieve.shards.copy import CopiedShard
 from shardsieve.shards.journal import Journal
 from shardsieve.shards.layout import Layout, lay_out, per_class, within_quota
 from shardsieve.shards.samples import stat_shard
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 _MARKER = "removed-from.txt"
 # Copying is bound by memory or disk, hashing by the processor: a few threads keep both busy.
 _MOST_THREADS = 8
-_MOST_OPEN = 128
 _LISTED_CLASSES = 10
 
 
@@ -113,6 +111,7 @@ def write(
     out: Path,
     run: Path,
     progress: Progress,
+    executor: Executor | None = None,
 ) -> StageResult:
     """Copies the kept samples, and on request the removed ones, into new shards.
 
@@ -128,6 +127,7 @@ def write(
         out: Folder of the clean shards and of `manifest.parquet`.
         run: The run directory, by which `config.removed` is known as ours when it is written again.
         progress: Where to report.
+        executor: Who copies the shards; default: this process.
 
     Returns:
         Counts; a list of all shards with source, samples, size and sha256.
@@ -143,7 +143,7 @@ def write(
     upload = _upload(config, run)
     planned = plan(index, scores, config, seed)
     folders = {"clean": out, "removed": config.removed or out}
-    copied = _copy_all(index, planned.sets, folders, out, config, upload, progress)
+    copied = _copy_all(index, planned.sets, folders, out, config, executor or Local(), progress)
     counts: dict[str, int] = {"samples": len(index)}
     facts: dict[str, list[dict[str, Any]]] = {}
     for layout, shards in zip(planned.sets, copied, strict=True):
@@ -167,26 +167,12 @@ def _copy_all(
     folders: dict[str, Path],
     out: Path,
     config: WriteConfig,
-    upload: Upload | None,
+    executor: Executor,
     progress: Progress,
 ) -> list[list[CopiedShard]]:
-    """Copies all output shards, a thread each, and returns them set by set in order."""
+    """Copies all output shards and returns them set by set in order."""
     journal = Journal(out)
     paths = [ref.path for ref in index.shards]
-    opened = _PerThread(paths)
-
-    def copy(layout: Layout, number: int) -> CopiedShard:
-        target = folders[layout.name] / layout.file(number)
-        ranges = layout.ranges(number)
-        size, sha256 = copy_ranges(opened.files, ranges, target, sha256=config.sha256)
-        if upload is not None and layout.name == "clean":
-            # Before the journal: what is noted as finished has arrived.
-            upload.put(target)
-        source, samples = layout.source(number), len(layout.rows(number))
-        shard = CopiedShard(layout.file(number), source, samples, size, sha256)
-        journal.add(shard)
-        return shard
-
     finished = {
         (layout.name, number): shard
         for layout in sets
@@ -196,26 +182,17 @@ def _copy_all(
     total = sum(len(layout.rows_R) for layout in sets)
     done = sum(shard.samples for shard in finished.values())
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    with (
-        progress.track("write", total, "samples", done) as advance,
-        ThreadPoolExecutor(threads, thread_name_prefix="write") as pool,
-    ):
-        futures = {
-            pool.submit(copy, layout, number): (layout.name, number)
-            for layout in sets
-            for number in range(len(layout))
-            if (layout.name, number) not in finished
-        }
-        try:
-            for future in as_completed(futures):
-                shard = finished[futures[future]] = future.result()
-                advance(shard.samples)
-        except BaseException:
-            # What is being copied is finished, the rest is for the next call.
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            opened.close()
+    with progress.track("write", total, "samples", done) as advance:
+        for layout in sets:
+            to = config.to if layout.name == "clean" else None
+            make = partial(ShardCopier, paths, to, config.sha256)
+            job = Job("write", "samples", make, samples_of, detach=cut)
+            numbers = range(len(layout))
+            todo = [Output(n, layout) for n in numbers if (layout.name, n) not in finished]
+            folder = folders[layout.name]
+            for piece, shard in executor.map(job, todo, folder, advance, threads=threads):
+                journal.add(shard)
+                finished[layout.name, piece.number] = shard
     return [[finished[layout.name, number] for number in range(len(layout))] for layout in sets]
 
 
@@ -226,27 +203,6 @@ def _upload(config: WriteConfig, run: Path) -> Upload | None:
     from shardsieve.shards.upload import Upload
 
     return Upload(config.to, run)
-
-
-class _PerThread:
-    """Open shards of each thread: what one closes, another must not be reading."""
-
-    def __init__(self, paths: Sequence[ShardPath]) -> None:
-        self._paths = paths
-        self._local = threading.local()
-        self._all: list[ShardFiles] = []
-
-    @property
-    def files(self) -> ShardFiles:
-        if not hasattr(self._local, "files"):
-            self._local.files = ShardFiles(self._paths, _MOST_OPEN)
-            self._all.append(self._local.files)
-        files: ShardFiles = self._local.files
-        return files
-
-    def close(self) -> None:
-        for files in self._all:
-            files.close()
 
 
 def _write_manifest(index: SampleIndex, scores: Path, sets: Sequence[Layout], out: Path) -> None:
