@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 import signal
@@ -57,10 +58,15 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
+def _environment() -> dict[str, str]:
+    """Returns an environment in which other processes use the code that is tested here."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT / 'engine'}:{ROOT / 'kernels'}"}
+
+
 def _bash(command: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", _FUNCTION + command],
-        cwd=folder, capture_output=True, text=True, timeout=100, check=False,
+        cwd=folder, env=_environment(), capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\nexit code {done.returncode}\n{done.stderr}"
     return done.stdout
@@ -71,7 +77,8 @@ def _serve(command: str, folder: Path) -> str:
     arguments = words(command, folder)[1:]
     server = subprocess.Popen(
         [sys.executable, "-m", "shardsieve", *arguments],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=_environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert server.stdout is not None
     try:
