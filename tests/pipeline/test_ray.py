@@ -1,5 +1,6 @@
 """The line on Ray: the bytes of the local engine, however many workers and whoever dies."""
 
+import contextlib
 import gc
 import hashlib
 import io
@@ -65,14 +66,19 @@ def cluster():
     """Room for three workers, whatever this machine has."""
     before = {name: os.environ.get(name) for name in QUIET}
     os.environ.update(QUIET)
-    ray.init(
-        "local",
-        num_cpus=3,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=100_000_000,
-    )
+    for _ in range(3):
+        # Ray gives its agents 15 seconds to start, which a busy machine may not keep.
+        with contextlib.suppress(Exception):
+            ray.init(
+                "local",
+                num_cpus=3,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=100_000_000,
+            )
+            break
+    assert ray.is_initialized(), "Ray did not start"
     yield
     with warnings.catch_warnings():
         # Ray leaves its processes to the garbage collector, which is to come here and not later.
