@@ -23,7 +23,7 @@ from shardsieve.tuning.evaluation import Reading, accuracy_of, losses_of
 from shardsieve.tuning.job import Job
 from shardsieve.tuning.metrics import MetricsLog
 from shardsieve.tuning.optimisation import Optimisation
-from shardsieve.tuning.order import draw_epoch
+from shardsieve.tuning.order import Epoch, draw_epoch
 from shardsieve.tuning.position import Position
 from shardsieve.tuning.processes import Group
 from shardsieve.tuning.randomness import caller_undisturbed, seed_everything
@@ -96,11 +96,11 @@ class _Trainer:
         while position.epoch < config.epochs:
             if position.step == 0:
                 self._reselect()
-            self._train_epoch(due)
+            epoch = self._train_epoch(due)
             if self._job.validation is not None:
                 # Validation may take long, and the steps before it are not to be done again.
                 self._save_state()
-            self._finish_epoch()
+            self._finish_epoch(epoch)
             self._save_state()
         return self._result()
 
@@ -120,7 +120,7 @@ class _Trainer:
         if not position.kept_N.any():
             raise DataError(f"epoch {position.epoch + 1}: reselection left no clean sample")
 
-    def _train_epoch(self, due: Due) -> None:
+    def _train_epoch(self, due: Due) -> Epoch:
         job, position, start = self._job, self._position, time.monotonic()
         epoch = draw_epoch(job, position.kept_N, position.epoch)
         if epoch.absent and not position.step:
@@ -143,10 +143,10 @@ class _Trainer:
                     start = time.monotonic()
                     self._save_state()
         position.seconds += time.monotonic() - start
+        return epoch
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, epoch: Epoch) -> None:
         job, position = self._job, self._position
-        epoch = draw_epoch(job, position.kept_N, position.epoch)
         self._agree()
         row: dict[str, Any] = {
             "epoch": position.epoch + 1,
