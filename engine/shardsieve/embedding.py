@@ -52,8 +52,9 @@ class Embedded(NamedTuple):
 class Runner:
     """The backbone on one device, with the threads that feed it.
 
-    On a CPU every thread reads, decodes and computes a batch by itself, with its share of the
-    cores: nothing is handed over and no thread waits for another. On a GPU the threads decode, and
+    On a CPU every thread reads, decodes and computes a batch by itself, on one core: nothing is
+    handed over, no thread waits for another, and the features have the same bits whatever the
+    number of threads. On a GPU the threads decode, and
     copies run beside the network on a stream of their own.
     """
 
@@ -73,9 +74,8 @@ class Runner:
         # A compiled network belongs to the thread that compiled it.
         self._in_lanes = device.type == "cpu" and not config.compile
         lanes = max(workers, 1) if self._in_lanes else 1
-        self._cores = max(torch.get_num_threads() // lanes, 1)
         self.engine: Engine = load_engine(
-            self._backbone, config, device, self._precision, lanes=lanes, threads=self._cores
+            self._backbone, config, device, self._precision, lanes=lanes
         )
         side = self._backbone.preprocessing.size
         self.batch_size = batch_size(config, device) or find_batch_size(self.engine, side, device)
@@ -119,11 +119,13 @@ class Runner:
         how: dict[str, Any] = {
             "threads": self._threads,
             "ahead": self._threads + _AHEAD,
-            "start": self._use_own_cores,
+            "start": self._use_one_core,
         }
         with quiet_pillow():
             try:
                 if self._in_lanes:
+                    if not self._threads:
+                        self._use_one_core()
                     yield from in_order(self._decode_and_compute, batches, **how)
                 else:
                     yield from self._compute(in_order(self.images, batches, **how))
@@ -132,9 +134,10 @@ class Runner:
                 # What a thread sets is what later threads begin with.
                 torch.set_num_threads(cores)
 
-    def _use_own_cores(self) -> None:
+    def _use_one_core(self) -> None:
+        # The sums of a convolution are split by threads: their number decides the last bits.
         if self._in_lanes:
-            torch.set_num_threads(self._cores)
+            torch.set_num_threads(1)
 
     def _decode_and_compute(self, rows: Rows) -> Embedded:
         batch = self.images(rows)

@@ -59,14 +59,18 @@ def reference(samples, settings, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "how", [{"workers": 1}, {"workers": 3}, {"workers": 4, "devices": (CPU, CPU)}]
+    "how", [{"workers": 0}, {"workers": 1}, {"workers": 3}, {"workers": 4, "devices": (CPU, CPU)}]
 )
 def test_threads_and_devices_change_no_bit(samples, settings, tmp_path, reference, how):
     before = torch.get_num_threads()
-    _, result = embedded(samples, settings().embed, tmp_path / "store", **how)
+    torch.set_num_threads(before + 1)
+    try:
+        _, result = embedded(samples, settings().embed, tmp_path / "store", **how)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
     found = [path.read_bytes() for path in sorted((tmp_path / "store").glob("*.arrow"))]
     assert len(reference) == len(samples.shards) and found == reference
-    assert torch.get_num_threads() == before
     assert result.counts == {"samples": 240, "embedded": 240}
     spent = result.facts["time"]
     assert spent["model_s"] > 0 and spent["decode_s"] > 0 and 0 < spent["of_model_speed"] <= 1

@@ -40,7 +40,7 @@ def pixels(count=5, seed=0):
 
 def engine_of(config):
     backbone = load_backbone(config, CPU)
-    return load_engine(backbone, config, CPU, "fp32", lanes=2, threads=1)
+    return load_engine(backbone, config, CPU, "fp32", lanes=2)
 
 
 def test_openvino_gives_torchs_features_within_the_stated_error(checkpoint):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # In the folder that a job writes to: where workers elsewhere make their files.
 MEETING = "from-workers"
 
+# Each has a batch and a part of the memory of the network.
+_MOST_LANES = 64
+
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)
 R = TypeVar("R")
@@ -157,8 +160,10 @@ class Local:
         return resolve_precision(precision, device)
 
     def decoders(self, asked: int | None, device: torch.device) -> int:
-        """One per core, at most 8."""
-        return usable_cores() if asked is None else asked
+        """One per core; beside a GPU at most 8."""
+        if asked is not None:
+            return asked
+        return usable_cores() if device.type == "cuda" else usable_cores(most=_MOST_LANES)
 
     def map(
         self, job: Job[P, R], pieces: Sequence[P], out: Path, advance: Advance, *, threads: int = 0

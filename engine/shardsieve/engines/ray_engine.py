@@ -57,9 +57,7 @@ class RayExecutor:
             address: `auto` for the cluster that this machine belongs to, or `host:port`. Default:
                 the one in RAY_ADDRESS, or else a cluster of this machine alone, made for this call.
             workers: Most workers; default: as many as the cluster has GPUs, or cores.
-            cpus: Cores of one worker. Default: beside a GPU, its share of the node's; without one,
-                1 in bf16, and in fp32 as many as torch uses in this process, since the last bits of
-                fp32 depend on the number of threads.
+            cpus: Cores of one worker. Default: beside a GPU, its share of the node's; else 1.
 
         Raises:
             ConfigError: Ray is not installed, or the address is of a kind that does not work.
@@ -74,7 +72,6 @@ class RayExecutor:
         self._progress, self._address = progress, address
         self._workers, self._cpus = workers, cpus
         self._started = False
-        self._precision: Precision = "auto"
         self._pool: Pool | None = None
 
     def close(self) -> None:
@@ -110,8 +107,7 @@ class RayExecutor:
         from shardsieve.models.precision import resolve_precision
 
         if device.type == "cpu":
-            self._precision = resolve_precision(precision, device)
-            return self._precision
+            return resolve_precision(precision, device)
         self._connect()
         import ray
 
@@ -210,10 +206,6 @@ class RayExecutor:
         if gpu:
             resources = self._resources()
             return max(1, min(8, int(resources.get("CPU", 1) // max(resources.get("GPU", 1), 1))))
-        if self._precision == "fp32":
-            import torch
-
-            return min(torch.get_num_threads(), int(self._resources().get("CPU", 1)))
         return 1
 
     def _resources(self) -> dict[str, float]:

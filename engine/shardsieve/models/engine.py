@@ -86,7 +86,6 @@ def load_engine(
     precision: Precision,
     *,
     lanes: int,
-    threads: int,
 ) -> Engine:
     """Makes what `config.engine` and `config.compile` say.
 
@@ -95,11 +94,10 @@ def load_engine(
         config: Which engine.
         device: Where it runs.
         precision: Resolved.
-        lanes: How many threads will call it at a time.
-        threads: Threads that each of them may use, on a CPU.
+        lanes: How many threads will call it at a time, on a CPU with a core each.
     """
     if config.engine == "openvino":
-        return _OpenVino(backbone, precision, lanes, threads)
+        return _OpenVino(backbone, precision, lanes)
     if config.compile:
         return _Compiled(backbone, device, precision, batch_size(config, device) or _COMPILED_BATCH)
     return _Torch(backbone, device, precision)
@@ -224,7 +222,7 @@ class _Requests:
 class _OpenVino:
     """The network converted from torch, on the CPU, a stream per lane."""
 
-    def __init__(self, backbone: Backbone, precision: Precision, lanes: int, threads: int) -> None:
+    def __init__(self, backbone: Backbone, precision: Precision, lanes: int) -> None:
         import openvino
 
         start = time.perf_counter()
@@ -245,7 +243,7 @@ class _OpenVino:
             {
                 "INFERENCE_PRECISION_HINT": numbers,
                 "NUM_STREAMS": max(lanes, 1),
-                "INFERENCE_NUM_THREADS": max(lanes, 1) * threads,
+                "INFERENCE_NUM_THREADS": max(lanes, 1),
             },
         )
         self._requests = _Requests(compiled)
