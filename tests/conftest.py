@@ -27,7 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="kernel backends that must run here, as cpu,gpu: a missing one fails its tests",
     )
     parser.addoption(
-        "--soak", action="store_true", help="twenty rounds of the kill test instead of five"
+        "--soak",
+        action="store_true",
+        help="twenty rounds of the kill test instead of five, and a Ray cluster of hosts apart",
     )
 
 

@@ -2,6 +2,7 @@
 
 Needs root, to make network and mount namespaces. The head has the driver and no core to spare, two
 further hosts do the work; each has its own /tmp and shared memory, which are all it writes to.
+Only with --soak.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny import write_shards
@@ -47,8 +49,12 @@ def can_make_hosts():
 
 
 @pytest.fixture
-def hosts():
+def hosts(request):
     """Three network namespaces on a bridge, where the S3 server is as well."""
+    if not request.config.getoption("--soak"):
+        pytest.skip("minutes, and a machine with nothing else to do; run with --soak")
+    if Path(sys.executable).is_relative_to("/tmp"):
+        pytest.skip("each host has a /tmp of its own, in which this Python is not")
     if not can_make_hosts():
         pytest.skip("making hosts needs root, iproute2 and util-linux")
     names = [f"sieve{number}" for number in range(3)]

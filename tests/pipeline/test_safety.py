@@ -91,11 +91,11 @@ def test_removed_shards_inside_the_run_directory_are_fine(tiny, settings, tmp_pa
 
 
 def test_interrupted_removed_set_is_written_again(tiny, settings, tmp_path, monkeypatch):
-    from shardsieve.stages import write as stage
+    from shardsieve.shards import copier
 
     folder = tmp_path / "removed"
     config = settings(write__removed=str(folder))
-    copy, calls = stage.copy_ranges, []
+    copy, calls = copier.copy_ranges, []
 
     def killed_at_the_last(files, ranges, target, **options):
         calls.append(target)
@@ -103,7 +103,7 @@ def test_interrupted_removed_set_is_written_again(tiny, settings, tmp_path, monk
             raise KeyboardInterrupt
         return copy(files, ranges, target, **options)
 
-    monkeypatch.setattr(stage, "copy_ranges", killed_at_the_last)
+    monkeypatch.setattr(copier, "copy_ranges", killed_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         shardsieve.clean(tiny.patterns, tmp_path / "RUN", config)
     assert list(folder.glob("removed-*.tar")), "it was to be caught half-way"

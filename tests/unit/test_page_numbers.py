@@ -110,6 +110,7 @@ def scores_of(verdicts, **more):
     columns = {
         "reason": word,
         "margin": pa.array(np.linspace(-1, 1, n_samples), mask=unjudged),
+        "duplicate_of": pa.nulls(n_samples, pa.int64()),
     }
     return pa.table(columns | more)
 
