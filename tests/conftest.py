@@ -29,8 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak",
         action="store_true",
-        help="twenty rounds of the kill test instead of five, and a Ray cluster of hosts apart",
+        help="twenty rounds of the kill test instead of five, and all tests on Ray clusters",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
+        skipped = pytest.mark.skip(reason="minutes on a quiet machine: run with --soak")
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(skipped)
 
 
 @pytest.fixture(scope="session")

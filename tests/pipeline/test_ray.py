@@ -89,7 +89,7 @@ def cluster():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_the_same_bytes_as_alone(cluster, many, alone, settings, tmp_path, workers):
     told = io.StringIO()
     run = shardsieve.clean(
@@ -110,6 +110,7 @@ def test_the_same_bytes_as_alone(cluster, many, alone, settings, tmp_path, worke
     assert "embed: 360/360 images" in told.getvalue(), "one count for all workers"
 
 
+@pytest.mark.soak
 def test_from_one_engine_to_the_other_and_back(cluster, many, alone, settings, tmp_path):
     config, out = settings(write__shard_samples=25), tmp_path / "RUN"
     run_stages(["index"], out, config, many.patterns)
@@ -252,6 +253,7 @@ def test_without_ray_it_says_what_to_install(many, tmp_path, monkeypatch):
         shardsieve.clean(many.patterns, tmp_path / "RUN", engine="ray")
 
 
+@pytest.mark.soak
 def test_a_killed_driver_goes_on(cluster, many, checkpoint, settings, tmp_path):
     """The command, killed in the middle of embed; its workers end, and the rest is done anew."""
     out = tmp_path / "RUN"

@@ -25,7 +25,7 @@ moto_server = pytest.importorskip("moto.server")
 pytest.importorskip("ray")
 pytest.importorskip("s3fs")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.timeout(560),
     pytest.mark.filterwarnings(
         "ignore::ResourceWarning",
@@ -49,10 +49,8 @@ def can_make_hosts():
 
 
 @pytest.fixture
-def hosts(request):
+def hosts():
     """Three network namespaces on a bridge, where the S3 server is as well."""
-    if not request.config.getoption("--soak"):
-        pytest.skip("minutes, and a machine with nothing else to do; run with --soak")
     if Path(sys.executable).is_relative_to("/tmp"):
         pytest.skip("each host has a /tmp of its own, in which this Python is not")
     if not can_make_hosts():

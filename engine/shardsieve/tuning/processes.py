@@ -155,8 +155,6 @@ def _work(kind: str, out: Path, call: Callable[[Group], T]) -> T:
     device = torch.device("cuda", rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // world))
     distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
         return call(Group(device, rank, world))

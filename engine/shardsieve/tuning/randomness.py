@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from shardsieve.engines.executor import usable_cores
+
 # What the draws are for: streams of one seed that have nothing to do with each other.
 DRAW, AUGMENT, STEP = 2, 3, 4
+_MOST_THREADS = 1024
 
 
 def seed_everything(*numbers: int) -> None:
@@ -25,13 +29,30 @@ def seed_everything(*numbers: int) -> None:
     random.seed(state[2])
 
 
+def threads_of(world: int) -> int:
+    """Returns how many threads torch computes with in each of `world` processes on a CPU.
+
+    Their number decides the last bits of a sum. What torch says of it depends on what else ran in
+    the process: Numba changes it.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(1, (int(asked) if asked.isdigit() else usable_cores(most=_MOST_THREADS)) // world)
+
+
 @contextmanager
-def caller_undisturbed() -> Iterator[None]:
-    """Gives the generators of the process back as they were."""
+def caller_undisturbed(world: int) -> Iterator[None]:
+    """Gives generators and threads of the process back as they were, and sets the threads.
+
+    Args:
+        world: Processes that share the cores.
+    """
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads_of(world))
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         random.setstate(before[2])

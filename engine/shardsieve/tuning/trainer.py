@@ -52,7 +52,7 @@ def train(job: Job, group: Group, progress: Progress) -> StageResult:
             can be decoded.
         BackboneError: The network has no linear classifier, or cannot checkpoint gradients.
     """
-    with caller_undisturbed():
+    with caller_undisturbed(group.world):
         trainer = _Trainer(job, group, progress)
         try:
             return trainer.run()
