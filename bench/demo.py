@@ -28,7 +28,7 @@ def run_line(
         Counts, scores against the truth where there is one, seconds and rates per stage.
     """
     values: dict[str, Any] = {
-        "tune.epochs": 1,
+        "tune.epochs": 2,
         "tune.max_samples": 2000,
         "tune.validation": list(data.validation),
     }
