@@ -29,13 +29,13 @@ from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord
 from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.table import write_ipc
+from shardsieve.selection.summary import TAUS
 
 SIZES = (100_000, 1_000_000)
 CLASSES, DIM, PICTURES, LOADS = 1000, 64, 400, 5
 SIZE_GOAL, LOAD_GOAL_S = 15_000_000, 3.0
 # As `shardsieve` itself starts: threads that wait leave the cores to the others.
 _AS_THE_CLI = {"OMP_WAIT_POLICY": "PASSIVE"}
-_TAUS = [round(0.4 + 0.02 * step, 2) for step in range(16)]
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _report(folder: Path) -> dict[str, int]:
         "index": record("index", 1.0),
         "embed": record("embed", 9.0, weights={"source": "none"}, **embedded),
         "probe": record("probe", 2.0),
-        "select": record("select", 1.0, kept_fraction_by_tau=dict.fromkeys(map(str, _TAUS), 0.7)),
+        "select": record("select", 1.0, kept_fraction_by_tau=dict.fromkeys(map(str, TAUS), 0.7)),
         "write": record("write", 1.0, clean=[]),
     }
     result = report(

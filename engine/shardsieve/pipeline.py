@@ -8,10 +8,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from shardsieve.calls import Calls
 from shardsieve.config import Config, load_config
 from shardsieve.data.decisions import read_decisions
@@ -20,8 +16,8 @@ from shardsieve.data.features import shard_file
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.location import ShardPath
 from shardsieve.data.manifest import build_manifest
-from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord, changed_settings, content_key
+from shardsieve.data.scores import list_unreadable
 from shardsieve.data.table import write_text
 from shardsieve.engines.choice import Engine, EngineName, opened
 from shardsieve.engines.executor import Executor
@@ -33,8 +29,6 @@ from shardsieve.run import Run
 from shardsieve.rundir import RunDir
 from shardsieve.shards.journal import Journal
 from shardsieve.shards.locate import locate_shards
-
-_LISTED_UNREADABLE = 10_000
 
 
 def clean(
@@ -234,7 +228,7 @@ class _Line:
         unreadable: list[dict[str, Any]] = []
         if "select" in records:
             scores = self._directory.folder("select") / "scores.parquet"
-            unreadable = _list_unreadable(scores, self._run.index)
+            unreadable = list_unreadable(scores, self._run.index)
         manifest = build_manifest(
             self._run.index, self._config.model_dump(mode="json"), records, unreadable
         )
@@ -318,21 +312,6 @@ def _indexed_shards(out: Path) -> list[ShardPath]:
             f"{out}: no index here; run `shardsieve index SHARDS... -o {out}` first"
         )
     return [ref.path for ref in SampleIndex.open(folder).shards]
-
-
-def _list_unreadable(scores: Path, samples: SampleIndex) -> list[dict[str, Any]]:
-    words = [reason.word for reason in Reason if reason.group == "unreadable"]
-    listed: list[dict[str, Any]] = []
-    with pq.ParquetFile(scores) as file:
-        for batch in file.iter_batches(columns=["key", "shard", "offset", "reason", "detail"]):
-            bad = pc.is_in(batch.column("reason").cast(pa.string()), value_set=pa.array(words))
-            listed += batch.filter(bad).to_pylist()
-            if len(listed) >= _LISTED_UNREADABLE:
-                break
-    listed = listed[:_LISTED_UNREADABLE]
-    for row in listed:
-        row["shard"] = str(samples.shards[row["shard"]].path)
-    return listed
 
 
 def _to_toml(config: Config) -> str:

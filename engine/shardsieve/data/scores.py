@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -182,6 +183,28 @@ class Suggestions:
 
 def _known(values_N: npt.NDArray[np.float32]) -> pa.Array:
     return pa.array(values_N, mask=np.isnan(values_N))
+
+
+def list_unreadable(scores: Path, samples: SampleIndex, most: int = 10_000) -> list[dict[str, Any]]:
+    """Lists the samples without a usable image or label, for the manifest.
+
+    Args:
+        scores: `scores.parquet`, read in batches.
+        samples: Where the shards are.
+        most: The list ends there; the counts are whole.
+    """
+    words = [reason.word for reason in Reason if reason.group == "unreadable"]
+    listed: list[dict[str, Any]] = []
+    with pq.ParquetFile(scores) as file:
+        for batch in file.iter_batches(columns=["key", "shard", "offset", "reason", "detail"]):
+            bad = pc.is_in(batch.column("reason").cast(pa.string()), value_set=pa.array(words))
+            listed += batch.filter(bad).to_pylist()
+            if len(listed) >= most:
+                break
+    listed = listed[:most]
+    for row in listed:
+        row["shard"] = str(samples.shards[row["shard"]].path)
+    return listed
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
