@@ -73,19 +73,11 @@ class Verdict:
 
 
 def nearest(features_ND: Floats, n_neighbours: int) -> npt.NDArray[np.int64]:
-    """Returns (N, J) nearest other rows by cosine: faiss where it is installed, else scikit-learn.
+    """Returns (N, J) nearest other rows by cosine of all features, exactly."""
+    import faiss
 
-    Both search all rows: same neighbours, other times.
-    """
     unit_ND = features_ND.astype(np.float32)
     unit_ND = unit_ND / np.maximum(np.linalg.norm(unit_ND, axis=1, keepdims=True), 1e-12)
-    try:
-        import faiss
-    except ImportError:
-        from sklearn.neighbors import NearestNeighbors
-
-        search = NearestNeighbors(n_neighbors=n_neighbours, algorithm="brute").fit(unit_ND)
-        return np.asarray(search.kneighbors(return_distance=False))
     index = faiss.IndexFlatIP(unit_ND.shape[1])
     index.add(np.ascontiguousarray(unit_ND))
     found = index.search(np.ascontiguousarray(unit_ND), n_neighbours + 1)[1]

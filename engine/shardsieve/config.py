@@ -56,6 +56,9 @@ class EmbedConfig(Section):
     dependencies bring for `tf_efficientnet_lite0`, the hub for every other backbone."""
     image_size: int | None = Field(None, ge=16)
     """Side of the square input in pixels; default: what timm resolves for the backbone."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | Literal["timm"] = 1.0
+    """Share of the resized image's side that is cut out of its middle. `timm`: what the backbone's
+    weights were evaluated with, often 0.875. What a label names may stand at the edge."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Images in one forward pass; a batch never spans two shards. `auto`: 16 on a CPU, on a GPU
     as many as pay and fit."""

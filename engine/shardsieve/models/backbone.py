@@ -296,7 +296,7 @@ def _preprocessing(network: nn.Module, config: EmbedConfig) -> Preprocessing:
     return Preprocessing(
         size=height,
         interpolation=resolved["interpolation"],
-        crop_pct=resolved["crop_pct"],
+        crop_pct=resolved["crop_pct"] if config.crop_pct == "timm" else config.crop_pct,
         crop_mode=resolved["crop_mode"],
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from shardsieve.selection.discriminant import Classifier, ClassSums, Floats, discriminant
+from shardsieve.selection.neighbours import Neighbourhood, nearest
 from shardsieve.selection.noise_model import (
     NoiseModel,
     class_probabilities,
@@ -35,7 +37,7 @@ Labels = npt.NDArray[np.int32]
 ProbeLogits = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.floating]]
 BLOCK_ROWS = 16_384
 ROUNDS = 4
-PASSES = 2 * ROUNDS
+PASSES = 2 * ROUNDS + 1
 # Every opinion starts with a little weight, or the fit would never try it.
 _START_WEIGHT = 0.02
 # How much the dependence of noise on the image changes the model, see `_combine`, and at most
@@ -93,6 +95,7 @@ def select_best(
     fold_N: npt.NDArray[np.int8],
     *,
     probe_logits: ProbeLogits | None,
+    folder: Path | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Cleaning:
     """Judges every label by classifiers that have not seen it.
@@ -105,6 +108,7 @@ def select_best(
         fold_N: (N,) fold of each sample, see `fold_of`; at least 3 folds.
         probe_logits: Gives (B, K) logits of rows by a probe that was trained without their folds;
             None leaves this opinion out.
+        folder: Neighbours and their votes are mapped from files here; None keeps them in memory.
         advance: Called with the number of rows of each pass, `PASSES` x N in all.
 
     Raises:
@@ -115,10 +119,10 @@ def select_best(
         raise ValueError(f"{n_folds} folds: two are left out at once, so at least 3 are needed")
     points = _Points(points_Nd, label_N, fold_N, n_classes, n_folds, views)
     rows = _fit_rows(len(label_N), n_classes)
+    near = Neighbourhood(nearest(points_Nd, folder=folder), n_folds, n_classes, folder)
+    advance(len(label_N))
     held_out: list[list[Classifier]] = []
     opinions = []
-    if probe_logits is not None:
-        opinions.append(probe_logits(rows)[None].astype(np.float32))
     fits: list[NoiseModel] = []
     model = NoiseModel(
         np.full(len(views), 0.5 / len(views)), diffuse_transition(n_classes), -np.inf
@@ -126,16 +130,39 @@ def select_best(
     sums = _first_sums(points)
     for turn in range(ROUNDS):
         held_out.append([discriminant(*sums.without(fold, fold), views) for fold in range(n_folds)])
-        opinions.insert(turn, _opinions(points, held_out[-1:], rows))
+        opinions.append(_opinions(points, held_out[-1:], rows))
         model = fit_noise_model(opinions[turn], label_N[rows], model)
         fits.append(model)
         advance(len(label_N))
         if turn + 1 < ROUNDS:
-            sums = _relabelled_sums(points, sums, model)
+            sums = _relabelled_sums(points, sums, model, near)
             advance(len(label_N))
+    others = _Others(near, probe_logits)
+    opinions.append(others.logits(rows, fold_N[rows]))
     together = _combine(np.concatenate(opinions[1:]), label_N[rows], fits[1:])
     likelihood = tuple(fit.log_likelihood for fit in (*fits, together))
-    return _judge(points, held_out[1:], together, probe_logits, likelihood, advance)
+    return _judge(points, held_out[1:], together, others, likelihood, advance)
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """Opinions beside the discriminants', the same in all rounds."""
+
+    near: Neighbourhood
+    probe: ProbeLogits | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("neighbours",) if self.probe is None else ("neighbours", "probe")
+
+    def logits(
+        self, rows: npt.NDArray[np.int64], fold_B: npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.float32]:
+        """Returns (1 or 2, B, K)."""
+        told = [self.near.logits(rows, fold_B)]
+        if self.probe is not None:
+            told.append(self.probe(rows).astype(np.float32))
+        return np.stack(told)
 
 
 def _combine(
@@ -210,7 +237,9 @@ def _first_sums(points: _Points) -> ClassSums:
     )
 
 
-def _relabelled_sums(points: _Points, sums: ClassSums, model: NoiseModel) -> ClassSums:
+def _relabelled_sums(
+    points: _Points, sums: ClassSums, model: NoiseModel, near: Neighbourhood
+) -> ClassSums:
     """Class sums of the next round: each sample counts by its sharpened posterior.
 
     Under held-out fold f, a sample of fold g is judged by the classifier that saw neither f nor g.
@@ -238,6 +267,7 @@ def _relabelled_sums(points: _Points, sums: ClassSums, model: NoiseModel) -> Cla
             sharp_BK = posterior_BK**_SHARPEN
             weight_BMK[:, held_out] = sharp_BK / sharp_BK.sum(1, keepdims=True)
         fresh.add(fold, points_Bd, weight_BMK)
+        near.remember(rows, weight_BMK)
     return fresh
 
 
@@ -260,7 +290,7 @@ def _judge(
     points: _Points,
     held_out: list[list[Classifier]],
     model: NoiseModel,
-    probe_logits: ProbeLogits | None,
+    others: _Others,
     likelihood: tuple[float, ...],
     advance: Callable[[int], None],
 ) -> Cleaning:
@@ -270,10 +300,8 @@ def _judge(
     suggested_N = np.empty(n_samples, np.int32)
     joint_KK = np.zeros((n_classes, n_classes))
     for fold, rows, points_Bd in points.blocks():
-        logits_MBK = np.concatenate([judges[fold].logits(points_Bd) for judges in held_out])
-        if probe_logits is not None:
-            probe_1BK = probe_logits(rows)[None].astype(np.float32)
-            logits_MBK = np.concatenate([logits_MBK, probe_1BK])
+        told = [judges[fold].logits(points_Bd) for judges in held_out]
+        logits_MBK = np.concatenate([*told, others.logits(rows, np.full(len(rows), fold))])
         given_B = points.label_N[rows]
         probability_BK = class_probabilities(logits_MBK, model.weight_M)
         posterior_BK = responsibilities(
@@ -303,7 +331,7 @@ def _judge(
         distance_N / np.median(distance_N),
         joint_KK / np.maximum(joint_KK.sum(1, keepdims=True), np.finfo(float).tiny),
         model.weight_M,
-        (*names, *(["probe"] if probe_logits is not None else [])),
+        (*names, *others.names),
         likelihood,
         np.array([1 - p_clean_N[points.fold_N == fold].mean() for fold in range(points.n_folds)]),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,21 +207,21 @@ def _clean(
     if len(rows) > _AXIS_ROWS:
         few = np.sort(np.random.default_rng([seed, 2]).choice(rows, _AXIS_ROWS, replace=False))
     projection = fit_projection(features.take(few))
-    points = out / "points.npy"
-    points_Rd = _project(features, rows, projection, points)
-    with progress.track("best", PASSES * len(rows), "samples") as advance:
-        cleaning = select_best(
-            points_Rd,
+    with (
+        # What is mapped from files here is gone with the judgement.
+        TemporaryDirectory(prefix="best-", dir=out) as folder,
+        progress.track("best", PASSES * len(rows), "samples") as advance,
+    ):
+        return select_best(
+            _project(features, rows, projection, Path(folder) / "points.npy"),
             projection.views,
             index.label_N[rows],
             index.n_classes,
             fold_R,
             probe_logits=probe_logits,
+            folder=Path(folder),
             advance=advance,
         )
-    del points_Rd
-    points.unlink()
-    return cleaning
 
 
 def _project(
