@@ -105,9 +105,19 @@ def opened(data: bytes) -> Image.Image:
     if image.format == "EPS":
         # Pillow would hand the bytes to Ghostscript, which runs them.
         raise ValueError("PostScript is a program, not an image")
-    if max(image.size) > _MOST_OBLONG * min(image.size):
+    if _too_thin(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels: too thin a strip")
     return image
+
+
+def is_usual_size(width: int, height: int) -> bool:
+    """Says whether an image of this size may be decoded without asking Pillow."""
+    most = Image.MAX_IMAGE_PIXELS
+    return (most is None or width * height <= most) and not _too_thin((width, height))
+
+
+def _too_thin(size: tuple[int, int]) -> bool:
+    return max(size) > _MOST_OBLONG * min(size)
 
 
 def turned_by(image: Image.Image) -> Image.Transpose | None:
