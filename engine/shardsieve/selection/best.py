@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shardsieve.selection.blas_threads import threads_for
 from shardsieve.selection.discriminant import Classifier, ClassSums, Floats, discriminant
 from shardsieve.selection.neighbours import Neighbourhood, nearest
 from shardsieve.selection.noise_model import (
@@ -118,9 +119,22 @@ def select_best(
     if n_folds < 3:
         raise ValueError(f"{n_folds} folds: two are left out at once, so at least 3 are needed")
     points = _Points(points_Nd, label_N, fold_N, n_classes, n_folds, views)
-    rows = _fit_rows(len(label_N), n_classes)
     near = Neighbourhood(nearest(points_Nd, folder=folder), n_folds, n_classes, folder)
     advance(len(label_N))
+    rows_at_once = min(len(label_N), BLOCK_ROWS) / n_folds
+    with threads_for(2 * rows_at_once * points_Nd.shape[1] * n_classes):
+        return _by_rounds(points, near, probe_logits, advance)
+
+
+def _by_rounds(
+    points: _Points,
+    near: Neighbourhood,
+    probe_logits: ProbeLogits | None,
+    advance: Callable[[int], None],
+) -> Cleaning:
+    label_N, fold_N, views = points.label_N, points.fold_N, points.views
+    n_folds, n_classes = points.n_folds, points.n_classes
+    rows = _fit_rows(len(label_N), n_classes)
     held_out: list[list[Classifier]] = []
     opinions = []
     fits: list[NoiseModel] = []

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shardsieve.selection.blas_threads import threads_for
+
 # Added to every variance before scaling, as a share of the mean variance of the axes kept: what
 # regularises the discriminant. The few first axes need less than all of them (measured).
 _SHRINK_FEW, _SHRINK_MANY = 0.3, 1.0
@@ -68,7 +70,8 @@ def fit_projection(features_SD: npt.NDArray[np.floating]) -> Projection:
     mean_D = sample.mean(0)
     sample -= mean_D
     covariance_DD = (sample.T @ sample).astype(np.float64) / len(sample)
-    variance, axes = np.linalg.eigh(covariance_DD)
+    with threads_for(len(covariance_DD) ** 3):
+        variance, axes = np.linalg.eigh(covariance_DD)
     order = np.argsort(variance)[::-1][:MOST_AXES]
     variance, axes = np.maximum(variance[order], 0), axes[:, order]
     many_d = _scale(variance, _SHRINK_MANY)
