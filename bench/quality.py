@@ -20,10 +20,10 @@ import torch
 from scipy.special import log_softmax
 
 from bench import noise
-from bench.peers import PEERS, Case, Verdict, confident_joint, hoc, judge
+from bench.peers import PEERS, Case, Neighbours, Verdict, confident_joint, hoc, judge
 from bench.quality_data import ImageSet
 from bench.scoring import selection_figures
-from shardsieve.config import ProbeConfig
+from shardsieve.config import ProbeConfig, TuneConfig
 from shardsieve.models.probe import Heads, head_specs, train_heads
 from shardsieve.selection.best import Cleaning, fold_of, select_best
 from shardsieve.selection.estimates import noise_rate
@@ -90,7 +90,9 @@ def plant(cell: Cell, images: ImageSet, seed: int) -> tuple[Any, Any, Any, int]:
     return rows, true_N, given_N, n_classes
 
 
-def run_cell(images: ImageSet, cell: Cell, seed: int, *, accuracy: bool) -> dict[str, Any]:
+def run_cell(
+    images: ImageSet, cell: Cell, seed: int, neighbours: Neighbours, *, accuracy: bool
+) -> dict[str, Any]:
     """Runs every method on one cell with one seed.
 
     Returns:
@@ -115,6 +117,7 @@ def run_cell(images: ImageSet, cell: Cell, seed: int, *, accuracy: bool) -> dict
         own_N.astype(np.float32),
         float(1 - right_N.mean()),
         seed,
+        neighbours,
     )
     verdicts = {name: judge(method, case) for name, method in PEERS.items()}
     verdicts["turn"] = judge(_turn, case)
@@ -134,7 +137,7 @@ def run_cell(images: ImageSet, cell: Cell, seed: int, *, accuracy: bool) -> dict
         "estimates": _estimates(case, cleaning, true_N),
     }
     if accuracy and len(images.test_label_N) and cell.kind != "open set":
-        row["accuracy"] = _accuracies(images, case, true_N, verdicts, heads, seed)
+        row["accuracy"] = _accuracies(images, case, true_N, verdicts, cleaning, heads, seed)
     return row
 
 
@@ -195,6 +198,7 @@ def _accuracies(
     case: Case,
     true_N: npt.NDArray[np.int64],
     verdicts: dict[str, Verdict],
+    cleaning: Cleaning,
     gce: Heads,
     seed: int,
 ) -> dict[str, float]:
@@ -204,6 +208,11 @@ def _accuracies(
     left_out_HN = np.stack([np.zeros(len(true_N), bool), *(~v.keep_N for v in verdicts.values())])
     kept = _train(images.features_ND, case.label_N, case.n_classes, left_out_HN, config, seed)
     truth = _train(images.features_ND, true_N, case.n_classes, left_out_HN[:1], config, seed)
+    # As `tune.labels = "corrected"`: removed samples come back under a label that is sure enough.
+    keep_N = verdicts["best"].keep_N
+    label_N = np.where(keep_N, case.label_N, cleaning.suggested_N)
+    unsure_1N = ~(keep_N | (cleaning.confidence_N > TuneConfig().correct_above))[None]
+    corrected = _train(images.features_ND, label_N, case.n_classes, unsure_1N, config, seed)
 
     def accuracy(heads: Heads) -> list[float]:
         predicted_HN = _logits(heads, images.test_features_ND).argmax(2)
@@ -212,6 +221,7 @@ def _accuracies(
     return {
         **dict(zip(names, accuracy(kept), strict=True)),
         "all, GCE": accuracy(gce)[0],
+        "best, corrected": accuracy(corrected)[0],
         "truth": accuracy(truth)[0],
     }
 
@@ -265,6 +275,7 @@ def run_cells(
     known = {(row["data"], row["cell"], row["seed"]) for row in rows}
     end = time.monotonic() + budget_s
     loaded = list(sets)
+    near = {images.name: Neighbours(images.features_ND) for images in loaded}
     for seed in range(seeds):
         for images in loaded:
             for cell in filter(only, cells_of(images)):
@@ -273,7 +284,7 @@ def run_cells(
                 if time.monotonic() > end:
                     note("the budget is spent; the same command goes on from here")
                     return rows
-                row = run_cell(images, cell, seed, accuracy=accuracy)
+                row = run_cell(images, cell, seed, near[images.name], accuracy=accuracy)
                 rows.append(row)
                 with rows_file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")

@@ -123,7 +123,7 @@ def describe(summary: dict[str, Any]) -> str:
         )
         for method, figures in cell["methods"].items():
             lines.append(_line(method, figures, cell["accuracy"]))
-        for extra in ("all, noisy", "all, GCE", "truth"):
+        for extra in ("all, noisy", "all, GCE", "best, corrected", "truth"):
             if cell["accuracy"]:
                 lines.append(f"  {extra:107} {cell['accuracy'][extra]:8.3f}")
         for figure, versus in cell["against"].items():

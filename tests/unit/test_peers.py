@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from bench.noise import realised_rate, symmetric, true_transition
-from bench.peers import PEERS, Case, confident_joint, hoc, judge, nearest
+from bench.peers import PEERS, Case, Neighbours, confident_joint, hoc, judge, nearest
 from sklearn.metrics import roc_auc_score
 
 pytest.importorskip("cleanlab", reason="cleanlab is not installed")
@@ -17,7 +17,9 @@ def case():
     given = symmetric(truth, 0.3, 3, 0)
     logits = (3 * np.eye(3)[truth] + rng.normal(0, 0.7, (900, 3))).astype(np.float32)
     loss = -(logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(900), given]
-    return truth, Case(features, given, 3, logits, loss, realised_rate(given, truth), 0)
+    return truth, Case(
+        features, given, 3, logits, loss, realised_rate(given, truth), 0, Neighbours(features)
+    )
 
 
 @pytest.mark.parametrize("name", PEERS)
