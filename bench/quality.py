@@ -22,7 +22,7 @@ from scipy.special import log_softmax
 from bench import noise
 from bench.peers import PEERS, Case, Neighbours, Verdict, confident_joint, hoc, judge
 from bench.quality_data import ImageSet
-from bench.scoring import selection_figures
+from bench.scoring import by_tau, selection_figures
 from shardsieve.config import ProbeConfig, TuneConfig
 from shardsieve.models.probe import Heads, head_specs, train_heads
 from shardsieve.selection.best import Cleaning, fold_of, select_best
@@ -135,6 +135,7 @@ def run_cell(
             for name, v in verdicts.items()
         },
         "estimates": _estimates(case, cleaning, true_N),
+        "by_tau": {name: by_tau(verdicts[name].p_clean_N, right_N) for name in ("turn", "best")},
     }
     if accuracy and len(images.test_label_N) and cell.kind != "open set":
         row["accuracy"] = _accuracies(images, case, true_N, verdicts, cleaning, heads, seed)

@@ -11,9 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sklearn.metrics import (
     average_precision_score,
+    f1_score,
     precision_recall_fscore_support,
     roc_auc_score,
 )
+
+TAUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def score_selection(scores: pa.Table, truth: Path) -> dict[str, float]:
@@ -102,3 +105,23 @@ def calibration_error(
     stated_B = np.bincount(bin_N, p_clean_N, minlength=bins)
     realised_B = np.bincount(bin_N, right_N, minlength=bins)
     return float(np.abs(stated_B - realised_B).sum() / max(count_B.sum(), 1))
+
+
+def by_tau(
+    p_clean_N: npt.NDArray[np.float64], right_N: npt.NDArray[np.bool_]
+) -> dict[str, dict[str, float | None]]:
+    """What p_clean > tau would keep, for several tau.
+
+    Returns:
+        By tau: kept fraction, share of wrong labels among the kept (None if nothing is kept), F1 of
+        the wrong ones.
+    """
+    figures: dict[str, dict[str, float | None]] = {}
+    for tau in TAUS:
+        keep_N = p_clean_N > tau
+        figures[f"{tau:g}"] = {
+            "kept": float(keep_N.mean()),
+            "noise_left": float(1 - right_N[keep_N].mean()) if keep_N.any() else None,
+            "noisy_f1": float(f1_score(~right_N, ~keep_N, zero_division=0.0)),
+        }
+    return figures
