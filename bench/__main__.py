@@ -100,6 +100,7 @@ def quality(
     from bench.quality_data import digits, folder
     from bench.quality_data import subset as cut
     from bench.quality_report import describe, summarise
+    from bench.quality_view import draw
 
     out.mkdir(parents=True, exist_ok=True)
     progress = console_progress()
@@ -120,7 +121,9 @@ def quality(
     )
     summary = summarise(rows)
     if record:
-        typer.echo(f"record: {write_record('quality', summary, summary['seeds'])}", err=True)
+        file = write_record("quality", summary, summary["seeds"])
+        draw(summary, file.parent / "quality.svg")
+        typer.echo(f"record: {file}", err=True)
     typer.echo(describe(summary))
 
 
@@ -169,8 +172,9 @@ def screenshots(
 
 @app.command()
 def readme() -> None:
-    """Write the figures in README.md anew from the records."""
-    update_readme(Path("README.md"))
+    """Write the figures in README.md and the docs anew from the records."""
+    for page in (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
+        update_readme(page)
 
 
 if __name__ == "__main__":

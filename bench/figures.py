@@ -31,7 +31,7 @@ from shardsieve_kernels import resolve_backend
 TAU, CLASS, RATE = 0.6, 3, 0.4
 _RIGHT, _WRONG, _INK = "#2f7fc1", "#d9622b", "#444444"
 # Text as outlines: the same on every machine, and no font of the reader's is needed.
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "shardsieve",
     "font.size": 8.5,
@@ -72,7 +72,7 @@ def write_figures(out: Path, progress: Progress) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     digits = _embed(progress)
     written = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, figure in _draw(digits).items():
             is_photo = name == "concepts-removed"
             file = out / f"{name}.{'png' if is_photo else 'svg'}"

@@ -59,6 +59,7 @@ def _cell(data: str, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "accuracy": {key: float(np.mean([one[key] for one in accuracies])) for key in accuracies[0]}
         if accuracies
         else None,
+        "by_tau": {name: _mean_by_tau(rows, name) for name in rows[0]["by_tau"]},
         "estimates": {
             "rate": float(np.mean([one["rate"] for one in estimates])),
             "off": float(
@@ -77,6 +78,16 @@ def _cell(data: str, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
             },
         },
     }
+
+
+def _mean_by_tau(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for tau, figures in rows[0]["by_tau"][name].items():
+        found[tau] = {}
+        for figure in figures:
+            told = interval([row["by_tau"][name][tau][figure] for row in rows])
+            found[tau][figure] = None if told is None else told["mean"]
+    return found
 
 
 def interval(values: list[float | None]) -> dict[str, float] | None:

@@ -7,9 +7,11 @@ import itertools
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import quality_view
 from bench.registry import load
 from shardsieve.data.manifest import describe_machine
 
@@ -58,7 +60,7 @@ def render_readme(text: str) -> str:
 
 
 def update_readme(path: Path) -> None:
-    """Rewrites the README's figures in place."""
+    """Rewrites the figures of a page in place."""
     path.write_text(render_readme(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -106,7 +108,35 @@ def _measurement_view(record: dict[str, Any], name: str) -> str:
     return f"```text\n{load(run).describe(record['result'])}\n```\n\n{source}"
 
 
-_VIEWS = {"selection": _selection_view, "measurement": _measurement_view}
+def _quality_view(
+    table: Callable[[Any], str], *, data: str | None = None
+) -> Callable[[dict[str, Any], str], str]:
+    """A part of the record of `bench quality`; `data`: only cells of this image set."""
+
+    def view(record: dict[str, Any], name: str) -> str:
+        summary = record["result"]
+        cells = summary["cells"]
+        if data is not None:
+            cells = [cell for cell in cells if cell["data"] == data]
+        return f"{table(summary if data is None else cells)}\n"
+
+    return view
+
+
+_VIEWS = {
+    "selection": _selection_view,
+    "measurement": _measurement_view,
+    "quality-verdict": _quality_view(quality_view.verdict),
+    **{
+        f"quality-{part}-{data}": _quality_view(table, data=data)
+        for data in ("cifar10n", "digits", "photos")
+        for part, table in (
+            ("cells", quality_view.cells_table),
+            ("tau", quality_view.tau_table),
+            ("accuracy", quality_view.accuracy_table),
+        )
+    },
+}
 
 
 def _git(*arguments: str) -> str:
