@@ -68,7 +68,7 @@ Removed = Annotated[
 Validation = Annotated[
     list[str] | None, typer.Option("--val", help="Clean shards to validate fine-tuning on.")
 ]
-Recipe = Annotated[str | None, typer.Option(help="turn or best [default: turn].")]
+Recipe = Annotated[str | None, typer.Option(help="best or turn [default: best].")]
 Purity = Annotated[
     float | None,
     typer.Option(help="In place of tau, with --recipe best: share of the kept labels to be right."),

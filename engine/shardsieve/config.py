@@ -118,9 +118,9 @@ class ProbeConfig(Section):
 class SelectConfig(Section):
     """Which samples are kept."""
 
-    recipe: Literal["turn", "best"] = "turn"
-    """`turn`: a two-component Gaussian mixture on the losses of each class. `best`: the posterior
-    under an estimated transition matrix, by classifiers that never saw the label they judge."""
+    recipe: Literal["turn", "best"] = "best"
+    """`best`: the posterior under an estimated transition matrix, by classifiers that never saw the
+    label they judge. `turn`: a two-component Gaussian mixture on the losses of each class."""
     tau: float = Field(0.6, ge=0, lt=1)
     """Keep a sample when its p_clean is greater than this."""
     target_purity: float | None = Field(None, gt=0, lt=1)
