@@ -129,6 +129,11 @@ class SelectConfig(Section):
     """Keep at most this many samples of every class, the surest ones."""
     folds: int = Field(5, ge=3, le=20)
     """Parts of the data that `best` holds out in turn."""
+    held_out: tuple[str, ...] = ()
+    """Shards that are kept for validation or test: samples whose image also stands there, byte for
+    byte, are told in `leak_of`. Those of tune.validation are added."""
+    leaks: Literal["note", "remove"] = "note"
+    """What becomes of such samples: `note` only tells, `remove` leaves them out."""
     loss: Literal["ce", "gce"] = "ce"
     """The loss that the mixture sees. GCE saturates and squeezes the noisy mode."""
     gmm: Literal["converged", "sklearn-compatible"] = "converged"
@@ -213,6 +218,11 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
     write: WriteConfig = WriteConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def held_out_labels(self) -> str:
+        """Where the labels of validation and test shards stand, as for `index.labels`."""
+        return self.tune.validation_labels or self.index.labels
 
 
 def load_config(

@@ -25,7 +25,7 @@ from shardsieve.data.table import reason_words, replace_file
 class Evidence:
     """What is known beside loss and p_clean; NaN and -1 where nothing is.
 
-    All but the last is what classifiers that never saw a label say of it.
+    All but the last three is what classifiers that never saw a label say of it.
 
     Attributes:
         agreement_N: (N,) f32, probability of the given label, the label unseen.
@@ -34,6 +34,8 @@ class Evidence:
         confidence_N: (N,) f32, its probability.
         distance_N: (N,) f32, how far from the nearest class centre, median of all samples 1.
         duplicate_of_N: (N,) i64, row of the first sample with the same picture.
+        leak_of_N: N keys of the held-out sample with the same image, null for none.
+        leak_label_N: (N,) i32, the label that it has there.
     """
 
     agreement_N: npt.NDArray[np.float32]
@@ -42,6 +44,8 @@ class Evidence:
     confidence_N: npt.NDArray[np.float32]
     distance_N: npt.NDArray[np.float32]
     duplicate_of_N: npt.NDArray[np.int64]
+    leak_of_N: pa.Array
+    leak_label_N: npt.NDArray[np.int32]
 
     @classmethod
     def empty(cls, n_samples: int) -> Evidence:
@@ -49,9 +53,17 @@ class Evidence:
         agreement_N, margin_N, confidence_N, distance_N = np.full(
             (4, n_samples), np.nan, np.float32
         )
-        suggested_N = np.full(n_samples, -1, np.int32)
-        duplicate_of_N = np.full(n_samples, -1, np.int64)
-        return cls(agreement_N, margin_N, suggested_N, confidence_N, distance_N, duplicate_of_N)
+        suggested_N, leak_label_N = np.full((2, n_samples), -1, np.int32)
+        return cls(
+            agreement_N,
+            margin_N,
+            suggested_N,
+            confidence_N,
+            distance_N,
+            duplicate_of_N=np.full(n_samples, -1, np.int64),
+            leak_of_N=pa.nulls(n_samples, pa.string()),
+            leak_label_N=leak_label_N,
+        )
 
 
 def scores_table(
@@ -103,6 +115,8 @@ def scores_table(
             "suggestion_confidence": _known(evidence.confidence_N),
             "distance": _known(evidence.distance_N),
             "duplicate_of": pa.array(evidence.duplicate_of_N, mask=evidence.duplicate_of_N < 0),
+            "leak_of": evidence.leak_of_N,
+            "leak_label": pa.array(evidence.leak_label_N, mask=evidence.leak_label_N < 0),
             "final_label": pa.array(final_label_N, mask=final_label_N < 0),
         }
     )

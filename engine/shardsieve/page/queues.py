@@ -20,6 +20,7 @@ _BORDER = 0.2
 _SUGGESTED = "suggested_label"
 _CONFIDENCE = "suggestion_confidence"
 _DUPLICATE = "duplicate_of"
+_LEAK, _LEAK_LABEL = "leak_of", "leak_label"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
         ),
         _suggested(scores, verdicts),
         *_duplicates(scores, verdicts),
+        *_leaks(scores, verdicts),
         Queue(
             "quarantined",
             "Quarantined",
@@ -179,5 +181,23 @@ def _duplicates(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
             "Duplicates with different labels",
             "The same picture under two labels, side by side: at least one of them is wrong.",
             pairs[np.sort(first)],
+        )
+    ]
+
+
+def _leaks(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
+    """Samples that stand in held-out shards as well, those with another label there first."""
+    if _LEAK not in scores.column_names:
+        return []
+    there_N = pc.fill_null(scores.column(_LEAK_LABEL), -1).to_numpy()
+    rows_R = np.flatnonzero(scores.column(_LEAK).is_valid().to_numpy())
+    other_R = (there_N[rows_R] >= 0) & (there_N[rows_R] != verdicts.label_N[rows_R])
+    return [
+        Queue(
+            "leaks",
+            "Also held out",
+            "The same image stands in the validation or test shards; those that have another label "
+            "there first.",
+            rows_R[np.argsort(~other_R, kind="stable")],
         )
     ]

@@ -35,6 +35,8 @@ _COLUMNS = (
     "suggested_label",
     "suggestion_confidence",
     "duplicate_of",
+    "leak_of",
+    "leak_label",
 )
 
 

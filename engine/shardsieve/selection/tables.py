@@ -6,7 +6,7 @@ Shapes: N samples, R judged ones, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,26 @@ class Judged:
         return self.selection.p_clean_N if self.cleaning is None else self.cleaning.p_clean_N
 
 
-def evidence_columns(judged: Judged, duplicate_of_N: npt.NDArray[np.int64]) -> Evidence:
+def evidence_columns(
+    judged: Judged,
+    duplicate_of_N: npt.NDArray[np.int64],
+    leak_of_N: pa.Array,
+    leak_label_N: npt.NDArray[np.int32],
+) -> Evidence:
     """Returns what is known beyond p_clean of all N samples.
 
     Args:
         judged: What the recipe says.
         duplicate_of_N: (N,) row of the first sample with the same picture, -1 for none.
+        leak_of_N: N keys of held-out samples with the same image, null for none.
+        leak_label_N: (N,) i32, their labels, -1 for none.
     """
-    evidence = Evidence.empty(len(duplicate_of_N))
-    evidence.duplicate_of_N[:] = duplicate_of_N
+    evidence = replace(
+        Evidence.empty(len(duplicate_of_N)),
+        duplicate_of_N=duplicate_of_N,
+        leak_of_N=leak_of_N,
+        leak_label_N=leak_label_N,
+    )
     cleaning, rows = judged.cleaning, judged.rows
     if cleaning is not None:
         evidence.agreement_N[rows] = cleaning.agree_N
