@@ -134,6 +134,9 @@ class SelectConfig(Section):
     byte, are told in `leak_of`. Those of tune.validation are added."""
     leaks: Literal["note", "remove"] = "note"
     """What becomes of such samples: `note` only tells, `remove` leaves them out."""
+    out_of_class: float = Field(0.6, ge=0, le=1)
+    """Samples with `out_of_class` above are told to belong perhaps to none of the classes. They are
+    kept or removed as any other."""
     loss: Literal["ce", "gce"] = "ce"
     """The loss that the mixture sees. GCE saturates and squeezes the noisy mode."""
     gmm: Literal["converged", "sklearn-compatible"] = "converged"

@@ -98,6 +98,8 @@ def _explain_row(
         told["duplicate_of"] = {"key": other["key"], "label": _named(other["label"], index)}
     if (held_out := scored["leak_of"]) is not None:
         told["leak_of"] = {"key": held_out, "label": _named(scored["leak_label"], index)}
+    limit = record.facts.get("out_of_class", {}).get("above")
+    told["may_be_of_no_class"] = limit is not None and (scored["out_of_class"] or 0) > limit
     if scored["p_clean"] is not None and label is not None:
         told["tau"] = record.identity["settings"].get("tau")
         told["in_its_class"] = _in_class(scored, scores, classes[label], record)
@@ -155,6 +157,11 @@ def in_words(told: dict[str, Any]) -> str:
             says += f"; the probe predicts {pred['name']!r}"
             says += f" (margin {told['margin']:+.3f})" if told.get("margin") is not None else ""
         lines.append(f"  label       {says}")
+    if told["may_be_of_no_class"]:
+        lines.append(
+            f"  no class?   out_of_class {told['out_of_class']:.2f}: the image may belong "
+            "to none of the classes, whatever label is suggested"
+        )
     if (first := told.get("duplicate_of")) is not None:
         named = first["label"]["name"] if first["label"] else None
         lines.append(f"  same as     {first['key']}, an earlier sample labelled {named!r}")

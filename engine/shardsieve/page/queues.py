@@ -20,6 +20,7 @@ _BORDER = 0.2
 _SUGGESTED = "suggested_label"
 _CONFIDENCE = "suggestion_confidence"
 _DUPLICATE = "duplicate_of"
+_NO_CLASS = "out_of_class"
 _LEAK, _LEAK_LABEL = "leak_of", "leak_label"
 
 
@@ -40,7 +41,7 @@ class Queue:
     rows_R: npt.NDArray[np.int64]
 
 
-def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
+def queues(scores: pa.Table, verdicts: Verdicts, tau: float, no_class: float = 1.0) -> list[Queue]:
     """Returns the galleries that this run has something for.
 
     Ties fall to the earlier row, so that the order is the same every time.
@@ -49,6 +50,7 @@ def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
         scores: A row per sample.
         verdicts: The same as arrays.
         tau: The threshold of the run.
+        no_class: That of `out_of_class`.
     """
     made = [
         Queue(
@@ -65,6 +67,7 @@ def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
             _borderline(verdicts, tau),
         ),
         _suggested(scores, verdicts),
+        *_no_class(scores, no_class),
         *_duplicates(scores, verdicts),
         *_leaks(scores, verdicts),
         Queue(
@@ -166,6 +169,23 @@ def _suggested(scores: pa.Table, verdicts: Verdicts) -> Queue:
         f"Kept or not, samples that look like another class than they are labelled: {said}.",
         rows_R[np.argsort(-sure_N[rows_R], kind="stable")],
     )
+
+
+def _no_class(scores: pa.Table, above: float) -> list[Queue]:
+    """Samples that look like none of the classes, those least like any first."""
+    if _NO_CLASS not in scores.column_names:
+        return []
+    score_N = pc.fill_null(scores.column(_NO_CLASS), 0.0).to_numpy()
+    rows_R = np.flatnonzero(score_N > above)
+    return [
+        Queue(
+            "no-class",
+            "Perhaps of no class",
+            f"Images that look like none of the classes (out_of_class above {above:g}), whatever "
+            "is suggested for them: the highest first.",
+            rows_R[np.argsort(-score_N[rows_R], kind="stable")],
+        )
+    ]
 
 
 def _duplicates(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:

@@ -34,6 +34,7 @@ _COLUMNS = (
     "detail",
     "suggested_label",
     "suggestion_confidence",
+    "out_of_class",
     "duplicate_of",
     "leak_of",
     "leak_label",

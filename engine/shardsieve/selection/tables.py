@@ -20,6 +20,7 @@ from shardsieve.data.scores import Evidence
 from shardsieve.data.table import read_ipc, write_ipc
 from shardsieve.selection.best import Cleaning
 from shardsieve.selection.estimates import class_weights
+from shardsieve.selection.out_of_class import out_of_class
 from shardsieve.selection.turn import RULES, Selection
 
 # In the table of classes, where no mixture decided.
@@ -76,6 +77,9 @@ def evidence_columns(
         evidence.suggested_N[rows] = cleaning.suggested_N
         evidence.confidence_N[rows] = cleaning.confidence_N
         evidence.distance_N[rows] = cleaning.distance_N
+        evidence.out_of_class_N[rows] = out_of_class(
+            cleaning.agree_N, cleaning.margin_N, len(cleaning.transition_KK)
+        )
     return evidence
 
 

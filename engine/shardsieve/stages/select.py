@@ -32,6 +32,7 @@ from shardsieve.selection.estimates import (
     tau_for_purity,
     within_quotas,
 )
+from shardsieve.selection.out_of_class import unlike_any
 from shardsieve.selection.projection import Projection, fit_projection
 from shardsieve.selection.summary import repeated, summary
 from shardsieve.selection.tables import (
@@ -143,6 +144,9 @@ def select(
         result.facts["leaks"] = leaks.facts(index.label_N)
     if cleaning is not None:
         result.facts |= cleaning_facts(cleaning, judged_by)
+        told = unlike_any(evidence.out_of_class_N, config.out_of_class)
+        result.facts["out_of_class"] = told[0]
+        result.notes += told[1]
     return result
 
 
