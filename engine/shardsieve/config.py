@@ -134,6 +134,9 @@ class SelectConfig(Section):
     byte, are told in `leak_of`. Those of tune.validation are added."""
     leaks: Literal["note", "remove"] = "note"
     """What becomes of such samples: `note` only tells, `remove` leaves them out."""
+    near_duplicates: float | None = Field(None, ge=0.5, le=1)
+    """Look for copies that were saved anew, resized, cropped or mirrored: the least cosine of the
+    features of an image and its copy, such as 0.93. Default: not looked for."""
     out_of_class: float = Field(0.6, ge=0, le=1)
     """Samples with `out_of_class` above are told to belong perhaps to none of the classes. They are
     kept or removed as any other."""

@@ -89,13 +89,15 @@ def _explain_row(
         "reason",
         "detail",
         "duplicate_of",
+        "near_duplicate_of",
         "leak_of",
         "leak_label",
     )
     told |= {name: value for name, value in scored.items() if name not in known}
-    if (first := scored["duplicate_of"]) is not None:
-        other = scores.slice(first, 1).to_pylist()[0]
-        told["duplicate_of"] = {"key": other["key"], "label": _named(other["label"], index)}
+    for name in ("duplicate_of", "near_duplicate_of"):
+        if (first := scored[name]) is not None:
+            other = scores.slice(first, 1).to_pylist()[0]
+            told[name] = {"key": other["key"], "label": _named(other["label"], index)}
     if (held_out := scored["leak_of"]) is not None:
         told["leak_of"] = {"key": held_out, "label": _named(scored["leak_label"], index)}
     limit = record.facts.get("out_of_class", {}).get("above")
@@ -162,9 +164,10 @@ def in_words(told: dict[str, Any]) -> str:
             f"  no class?   out_of_class {told['out_of_class']:.2f}: the image may belong "
             "to none of the classes, whatever label is suggested"
         )
-    if (first := told.get("duplicate_of")) is not None:
-        named = first["label"]["name"] if first["label"] else None
-        lines.append(f"  same as     {first['key']}, an earlier sample labelled {named!r}")
+    for name, words in (("duplicate_of", "same as "), ("near_duplicate_of", "nearly  ")):
+        if (first := told.get(name)) is not None:
+            named = first["label"]["name"] if first["label"] else None
+            lines.append(f"  {words}    {first['key']}, an earlier sample labelled {named!r}")
     if (held_out := told.get("leak_of")) is not None:
         named = (
             f"labelled {held_out['label']['name']!r}" if held_out["label"] else "without a label"

@@ -19,7 +19,7 @@ _BORDER = 0.2
 # Columns that a recipe may add to the scores.
 _SUGGESTED = "suggested_label"
 _CONFIDENCE = "suggestion_confidence"
-_DUPLICATE = "duplicate_of"
+_DUPLICATE, _NEAR = "duplicate_of", "near_duplicate_of"
 _NO_CLASS = "out_of_class"
 _LEAK, _LEAK_LABEL = "leak_of", "leak_label"
 
@@ -190,7 +190,10 @@ def _no_class(scores: pa.Table, above: float) -> list[Queue]:
 
 def _duplicates(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
     """Samples that repeat an earlier one under another label, each beside the one it repeats."""
-    of_N = pc.fill_null(scores.column(_DUPLICATE), -1).to_numpy().astype(np.int64)
+    of = scores.column(_DUPLICATE)
+    if _NEAR in scores.column_names:
+        of = pc.coalesce(of, scores.column(_NEAR))
+    of_N = pc.fill_null(of, -1).to_numpy().astype(np.int64)
     later = np.flatnonzero(of_N >= 0)
     later = later[verdicts.label_N[later] != verdicts.label_N[of_N[later]]]
     pairs = np.stack([of_N[later], later], axis=1).reshape(-1)
@@ -199,7 +202,8 @@ def _duplicates(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
         Queue(
             "duplicates",
             "Duplicates with different labels",
-            "The same picture under two labels, side by side: at least one of them is wrong.",
+            "The same picture, or nearly the same, under two labels, side by side: at least one of "
+            "them is wrong.",
             pairs[np.sort(first)],
         )
     ]

@@ -36,6 +36,7 @@ _COLUMNS = (
     "suggestion_confidence",
     "out_of_class",
     "duplicate_of",
+    "near_duplicate_of",
     "leak_of",
     "leak_label",
 )

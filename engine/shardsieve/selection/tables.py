@@ -53,6 +53,7 @@ class Judged:
 def evidence_columns(
     judged: Judged,
     duplicate_of_N: npt.NDArray[np.int64],
+    near_duplicate_of_N: npt.NDArray[np.int64],
     leak_of_N: pa.Array,
     leak_label_N: npt.NDArray[np.int32],
 ) -> Evidence:
@@ -61,12 +62,14 @@ def evidence_columns(
     Args:
         judged: What the recipe says.
         duplicate_of_N: (N,) row of the first sample with the same picture, -1 for none.
+        near_duplicate_of_N: (N,) row of an earlier sample with nearly this picture, -1 for none.
         leak_of_N: N keys of held-out samples with the same image, null for none.
         leak_label_N: (N,) i32, their labels, -1 for none.
     """
     evidence = replace(
         Evidence.empty(len(duplicate_of_N)),
         duplicate_of_N=duplicate_of_N,
+        near_duplicate_of_N=near_duplicate_of_N,
         leak_of_N=leak_of_N,
         leak_label_N=leak_label_N,
     )

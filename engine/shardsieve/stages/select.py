@@ -32,6 +32,7 @@ from shardsieve.selection.estimates import (
     tau_for_purity,
     within_quotas,
 )
+from shardsieve.selection.near_duplicates import near_duplicates
 from shardsieve.selection.out_of_class import unlike_any
 from shardsieve.selection.projection import Projection, fit_projection
 from shardsieve.selection.summary import repeated, summary
@@ -133,13 +134,17 @@ def select(
     duplicate_of_N = same_pictures(features, rows, index.numbers("image_size"))
     p_clean_N = np.full(len(index), np.nan)
     p_clean_N[rows] = judged.p_clean_R
-    evidence = evidence_columns(judged, duplicate_of_N, leaks.key_N, leaks.label_N)
+    near_N = _near(features, rows, duplicate_of_N, config.near_duplicates, out)
+    evidence = evidence_columns(judged, duplicate_of_N, near_N, leaks.key_N, leaks.label_N)
     label_N = reviewed.final_label_N
     scores = scores_table(index, losses, p_clean_N, reason_N, detail_N, evidence, label_N)
     classes = _write_tables(out, index, scores, reason_N, judged)
     notes += [*tau_notes, *repeated(index.label_N, duplicate_of_N), *leaks.notes(index.label_N)]
+    notes += repeated(index.label_N, near_N, "nearly that of an earlier one", "near_duplicate_of")
     result = summary(index, reason_N, judged, classes, tau, reviewed, notes)
     result.facts["duplicates"] = int(np.count_nonzero(duplicate_of_N >= 0))
+    if config.near_duplicates is not None:
+        result.facts["near_duplicates"] = int(np.count_nonzero(near_N >= 0))
     if leaks.made_from:
         result.facts["leaks"] = leaks.facts(index.label_N)
     if cleaning is not None:
@@ -170,6 +175,20 @@ def _decide(
     reason_N[rows[~kept_R]] = Reason.HIGH_LOSS
     reason_N[rows[over_R]] = Reason.OVER_QUOTA
     return tau, notes
+
+
+def _near(
+    features: FeatureStore,
+    rows: npt.NDArray[np.int64],
+    duplicate_of_N: npt.NDArray[np.int64],
+    least_cosine: float | None,
+    out: Path,
+) -> npt.NDArray[np.int64]:
+    """Returns (N,) rows of earlier samples that are nearly, but not quite, the same; else -1."""
+    if least_cosine is None:
+        return np.full(len(features), -1, np.int64)
+    others = rows[duplicate_of_N[rows] < 0]
+    return near_duplicates(features, others, least_cosine, out / "alike.npy")
 
 
 def _unusable(
