@@ -184,7 +184,7 @@ class _Images:
 
     def pieces(self) -> list[tuple[int, ShardImages]]:
         starts = np.flatnonzero(np.diff(self.shard_C, prepend=-1))
-        ends = np.append(starts[1:], len(self))
+        ends = np.append(starts, len(self))[1:]
         spans = [slice(*ends) for ends in zip(starts.tolist(), ends.tolist(), strict=True)]
         paths = [self.paths[shard] for shard in self.shard_C[starts].tolist()]
         images = [

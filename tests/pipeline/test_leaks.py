@@ -143,3 +143,17 @@ def test_nothing_held_out_reads_nothing(shards, settings, tmp_path):
     assert "leaks" not in told
     assert "leaks" not in run.manifest.stages["select"].facts
     assert not (Path(run.path) / "select" / "held_out").exists()
+
+
+@pytest.mark.parametrize("as_long", [True, False])
+def test_nothing_in_common(shards, settings, tmp_path, as_long):
+    image = images(shards)[TWIN]
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        add_member(tar, "one.jpg", image[::-1] if as_long else image * 99)
+    run, _ = run_and_listen(
+        shards, tmp_path / "RUN", settings(select__held_out=[str(tmp_path / "val.tar")])
+    )
+    assert leaks_of(run) == {}
+    record = run.manifest.stages["select"]
+    assert record.facts["leaks"]["samples"] == 0
+    assert not any("held-out" in note for note in record.notes)
