@@ -19,12 +19,13 @@ from shardsieve.data.features import check_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.location import ShardPath, shard_path
 from shardsieve.data.losses import LossTable
-from shardsieve.data.reason import Reason
+from shardsieve.data.reason import DECIDED_REASONS, Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.data.scores import Decisions, Suggestions
 from shardsieve.engines.executor import Executor, Local, usable_cores
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.identity import judgement_key
+from shardsieve.leaks import find_leaks
 from shardsieve.progress import Progress
 from shardsieve.run import Run
 from shardsieve.rundir import RunDir
@@ -232,6 +233,7 @@ class Calls:
         from shardsieve.stages.select import select
 
         record = self._directory.record("select")
+        earlier = None if record is None else (self._directory.folder("select"), record.facts)
         return select(
             self._run.index,
             self._run.features,
@@ -245,7 +247,17 @@ class Calls:
             backend=self.backend,
             decisions=self._decisions,
             judged_by=judgement_key(identity),
-            earlier=None if record is None else (self._directory.folder("select"), record.facts),
+            earlier=earlier,
+            leaks=find_leaks(
+                self._run.index,
+                self._config,
+                identity,
+                out=out,
+                earlier=earlier,
+                executor=self._executor,
+                threads=self._workers,
+                progress=self._progress,
+            ),
             progress=self._progress,
         )
 
@@ -263,9 +275,7 @@ class Calls:
             samples=Labelled.of(samples, usable_N),
             classes=samples.classes,
             kept_N=decisions.kept_N,
-            decided_N=np.isin(
-                decisions.reason_N, (Reason.KEPT_BY_REVIEW, Reason.REMOVED_BY_REVIEW)
-            ),
+            decided_N=np.isin(decisions.reason_N, DECIDED_REASONS),
             loss_N=LossTable.open(self._directory.folder("probe") / "losses.arrow").loss_N,
             beliefs=None,
             head=self._directory.folder("probe") / "head.safetensors",
@@ -290,11 +300,10 @@ class Calls:
         if not config.tune.validation:
             return None
         folder.mkdir(exist_ok=True)
-        labels = config.tune.validation_labels or config.index.labels
         try:
             index(
                 [shard_path(path) for path in config.tune.validation],
-                config.index.model_copy(update={"labels": labels}),
+                config.index.model_copy(update={"labels": config.held_out_labels}),
                 out=folder,
                 progress=self._progress,
                 classes=classes,
@@ -323,6 +332,7 @@ class Calls:
         from shardsieve.page.verdicts import read_scores
         from shardsieve.stages.report import report
 
+        file = self._directory.folder("select") / TRANSITION
         return report(
             self._run.index,
             read_scores(self._scores_file),
@@ -330,15 +340,10 @@ class Calls:
             self._current_records(),
             self._config,
             features=self._run.features,
-            transition_KK=self._transition(),
+            transition_KK=read_transition(file) if file.is_file() else None,
             clean=self._directory.folder("write"),
             out=out,
         )
-
-    def _transition(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-        """P(given | true), where the recipe estimated it."""
-        file = self._directory.folder("select") / TRANSITION
-        return read_transition(file) if file.is_file() else None
 
     @property
     def _scores_file(self) -> Path:

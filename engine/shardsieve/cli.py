@@ -135,7 +135,7 @@ def clean(
 
         settings = _load(config, set_, values)
         if settings.tune.validation and not tune:
-            typer.echo("--val is only used with --tune; nothing is tuned", err=True)
+            typer.echo("--val without --tune only serves to find leaks; nothing is tuned", err=True)
         where = engine_of(engine, address, ray_workers, ray_cpus)
         told = console_progress()
         if not plan:

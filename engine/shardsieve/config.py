@@ -132,6 +132,17 @@ class SelectConfig(Section):
     """Keep at most this many samples of every class, the surest ones."""
     folds: int = Field(5, ge=3, le=20)
     """Parts of the data that `best` holds out in turn."""
+    held_out: tuple[str, ...] = ()
+    """Shards that are kept for validation or test: samples whose image also stands there, byte for
+    byte, are told in `leak_of`. Those of tune.validation are added."""
+    leaks: Literal["note", "remove"] = "note"
+    """What becomes of such samples: `note` only tells, `remove` leaves them out."""
+    near_duplicates: float | None = Field(None, ge=0.5, le=1)
+    """Look for copies that were saved anew, resized, cropped or mirrored: the least cosine of the
+    features of an image and its copy, such as 0.93. Default: not looked for."""
+    out_of_class: float = Field(0.6, ge=0, le=1)
+    """Samples with `out_of_class` above are told to belong perhaps to none of the classes. They are
+    kept or removed as any other."""
     loss: Literal["ce", "gce"] = "ce"
     """The loss that the mixture sees. GCE saturates and squeezes the noisy mode."""
     gmm: Literal["converged", "sklearn-compatible"] = "converged"
@@ -216,6 +227,11 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
     write: WriteConfig = WriteConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def held_out_labels(self) -> str:
+        """Where the labels of validation and test shards stand, as for `index.labels`."""
+        return self.tune.validation_labels or self.index.labels
 
 
 def load_config(

@@ -79,11 +79,29 @@ def _explain_row(
         "label": _named(label, index),
         "prediction": _named(scored["pred"], index),
     }
-    known = ("key", "shard", "offset", "label", "pred", "kept", "reason", "detail", "duplicate_of")
+    known = (
+        "key",
+        "shard",
+        "offset",
+        "label",
+        "pred",
+        "kept",
+        "reason",
+        "detail",
+        "duplicate_of",
+        "near_duplicate_of",
+        "leak_of",
+        "leak_label",
+    )
     told |= {name: value for name, value in scored.items() if name not in known}
-    if (first := scored["duplicate_of"]) is not None:
-        other = scores.slice(first, 1).to_pylist()[0]
-        told["duplicate_of"] = {"key": other["key"], "label": _named(other["label"], index)}
+    for name in ("duplicate_of", "near_duplicate_of"):
+        if (first := scored[name]) is not None:
+            other = scores.slice(first, 1).to_pylist()[0]
+            told[name] = {"key": other["key"], "label": _named(other["label"], index)}
+    if (held_out := scored["leak_of"]) is not None:
+        told["leak_of"] = {"key": held_out, "label": _named(scored["leak_label"], index)}
+    limit = record.facts.get("out_of_class", {}).get("above")
+    told["may_be_of_no_class"] = limit is not None and (scored["out_of_class"] or 0) > limit
     if scored["p_clean"] is not None and label is not None:
         told["tau"] = record.identity["settings"].get("tau")
         told["in_its_class"] = _in_class(scored, scores, classes[label], record)
@@ -141,9 +159,20 @@ def in_words(told: dict[str, Any]) -> str:
             says += f"; the probe predicts {pred['name']!r}"
             says += f" (margin {told['margin']:+.3f})" if told.get("margin") is not None else ""
         lines.append(f"  label       {says}")
-    if (first := told.get("duplicate_of")) is not None:
-        named = first["label"]["name"] if first["label"] else None
-        lines.append(f"  same as     {first['key']}, an earlier sample labelled {named!r}")
+    if told["may_be_of_no_class"]:
+        lines.append(
+            f"  no class?   out_of_class {told['out_of_class']:.2f}: the image may belong "
+            "to none of the classes, whatever label is suggested"
+        )
+    for name, words in (("duplicate_of", "same as "), ("near_duplicate_of", "nearly  ")):
+        if (first := told.get(name)) is not None:
+            named = first["label"]["name"] if first["label"] else None
+            lines.append(f"  {words}    {first['key']}, an earlier sample labelled {named!r}")
+    if (held_out := told.get("leak_of")) is not None:
+        named = (
+            f"labelled {held_out['label']['name']!r}" if held_out["label"] else "without a label"
+        )
+        lines.append(f"  held out    {held_out['key']} of the held-out shards is the same, {named}")
     about = told.get("in_its_class")
     if about is not None:
         verdict = ">" if told["p_clean"] > told["tau"] else "not above"

@@ -40,7 +40,7 @@ STAGES = (
     Stage("index", 2, ()),
     Stage("embed", 3, ("index",)),
     Stage("probe", 2, ("index", "embed")),
-    Stage("select", 3, ("index", "embed", "probe")),
+    Stage("select", 4, ("index", "embed", "probe")),
     Stage("tune", 2, ("index", "embed", "probe", "select")),
     Stage("write", 2, ("index", "select")),
     Stage("report", 2, ("index", "embed", "probe", "select", "write")),
@@ -105,6 +105,8 @@ class Identities:
             identity["seed"] = config.seed
         if stage.name == "select" and self._decisions is not None:
             identity["decisions"] = self._decisions
+        if stage.name == "select" and config.select.held_out:
+            identity["held_out"] = self._held_out
         if stage.name in ("probe", "tune"):
             identity["seed"] = config.seed
         if stage.name in ("select", "tune") and config.select.loss == "gce":
@@ -112,9 +114,7 @@ class Identities:
         if stage.name == "tune":
             settings = {name: value for name, value in settings.items() if name not in HOW}
             # Only tuning needs them to be there; gone, they make a finished tune out of date.
-            named = [shard_path(text) for text in config.tune.validation]
-            present = [path for path in named if isinstance(path, RemotePath) or path.is_file()]
-            identity["validation"] = _stat_all(present)
+            identity["validation"] = _stat_present(config.tune.validation)
         if stage.name == "report":
             # Shown if it is there and belongs to this run; not needed.
             tuned = self._key_of("tune")
@@ -131,6 +131,15 @@ class Identities:
     @cached_property
     def _stats(self) -> list[list[Any]]:
         return _stat_all(self._shards)
+
+    @cached_property
+    def _held_out(self) -> dict[str, Any]:
+        labels = self._config.held_out_labels
+        table = [Path(labels)] if names_table(labels) else []
+        return {
+            "shards": _stat_present(self._config.select.held_out),
+            "labels": [labels, _stat_all([file for file in table if file.is_file()])],
+        }
 
     @cached_property
     def _label_files(self) -> list[list[Any]]:
@@ -151,6 +160,11 @@ def judgement_key(identity: Mapping[str, Any]) -> str:
     return content_key({**judged, "folds": identity["settings"]["folds"]})
 
 
+def _stat_present(named: Sequence[str]) -> list[list[Any]]:
+    paths = [shard_path(text) for text in named]
+    return _stat_all([path for path in paths if isinstance(path, RemotePath) or path.is_file()])
+
+
 def _stat_all(paths: Sequence[ShardPath]) -> list[list[Any]]:
     # A URL takes as long as its server: many are asked at once.
     with ThreadPoolExecutor(_LOOK_UPS) as pool:
@@ -163,15 +177,17 @@ def _is_url(path: ShardPath) -> bool:
     return isinstance(path, RemotePath)
 
 
-def absolute_paths(config: Config, *, tuned: bool) -> Config:
+def absolute_paths(config: Config, *, tuned: bool, selected: bool = False) -> Config:
     """Makes paths independent of the folder the command is called from.
 
     Args:
         config: Settings as given.
         tuned: Whether the validation shards are needed, and so must be there.
+        selected: Whether samples are compared with held-out shards, to which those for validation
+            belong. What was compared stays in the settings: a later call need not name it again.
 
     Raises:
-        ShardError: A validation shard is missing.
+        ShardError: A validation or held-out shard is missing.
     """
     samples, source = config.index, config.embed
     labels = samples.labels
@@ -185,12 +201,17 @@ def absolute_paths(config: Config, *, tuned: bool) -> Config:
     validation, validation_labels = config.tune.validation, config.tune.validation_labels
     if validation and tuned:
         validation = tuple(str(path) for path in locate_shards(validation))
+    held_out = config.select.held_out
+    if selected:
+        named = [locate_shards(some) for some in (held_out, validation) if some]
+        held_out = tuple(dict.fromkeys(str(path) for paths in named for path in paths))
     if validation_labels is not None and names_table(validation_labels):
         validation_labels = str(Path(validation_labels).expanduser().resolve())
     return config.model_copy(
         update={
             "index": samples.model_copy(update={"labels": labels, "classes": classes}),
             "embed": source.model_copy(update={"checkpoint": checkpoint}),
+            "select": config.select.model_copy(update={"held_out": held_out}),
             "tune": config.tune.model_copy(
                 update={"validation": validation, "validation_labels": validation_labels}
             ),

@@ -88,7 +88,7 @@ def run_stages(
         ShardsieveError: As `clean`.
     """
     progress = progress or Silent()
-    config = absolute_paths(config, tuned="tune" in names)
+    config = absolute_paths(config, tuned="tune" in names, selected="select" in names)
     shards = locate_shards(patterns) if patterns is not None else _indexed_shards(out)
     directory = RunDir(out)
     with opened(engine, progress) as executor:

@@ -9,6 +9,7 @@ import pytest
 import shardsieve
 from shardsieve.data.table import read_ipc
 from shardsieve.errors import ConfigError
+from shardsieve.explain import explain, in_words
 from shardsieve.models import held_out
 
 
@@ -96,3 +97,21 @@ def test_quotas_and_target_purity(shards, settings, tmp_path):
 def test_settings_that_contradict_each_other(settings, values, message):
     with pytest.raises(ConfigError, match=message):
         settings(**values)
+
+
+def test_images_that_may_be_of_no_class_are_told(finished, shards, settings, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(finished.path, again)
+    score = finished.scores.column("out_of_class").to_numpy()
+    above = float(score.max()) - 1e-3
+    config = settings(select__recipe="best", select__folds=3, select__out_of_class=above)
+    run = shardsieve.clean(shards.patterns, again, config)
+    record = run.manifest.stages["select"]
+    count = int((score > above).sum())
+    assert record.facts["out_of_class"] == {"above": above, "samples": count}
+    assert any(f"{count} samples may belong to none of the classes" in n for n in record.notes)
+    assert "Perhaps of no class" in run.report.read_text("utf-8")
+    keys = run.scores.column("key").to_pylist()
+    first, last = (keys[row] for row in (score.argmax(), score.argmin()))
+    assert "may belong to none of the classes" in in_words(explain(run.path, first)[0])
+    assert "none of the classes" not in in_words(explain(run.path, last)[0])

@@ -114,7 +114,8 @@ def test_scores_table_has_the_promised_columns(finished):
     run, _ = finished
     promised = ["key", "shard", "offset", "label", "loss", "margin", "pred", "p_clean", "kept"]
     unseen = ["agreement", "margin_unseen", "suggested_label", "suggestion_confidence", "distance"]
-    last = ["duplicate_of", "final_label"]
+    unseen.append("out_of_class")
+    last = ["duplicate_of", "near_duplicate_of", "leak_of", "leak_label", "final_label"]
     assert run.scores.column_names == [*promised, "reason", "detail", *unseen, *last]
     kept = run.scores.column("kept")
     # Only the recipe `best` has more to say than the loss.

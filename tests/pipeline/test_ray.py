@@ -5,6 +5,7 @@ import gc
 import hashlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,9 +56,17 @@ def many(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(many, settings, tmp_path_factory):
+def held_out(many, tmp_path_factory):
+    """A shard that the samples leaked from."""
+    return str(shutil.copy(many.paths[5], tmp_path_factory.mktemp("held-out") / "val.tar"))
+
+
+@pytest.fixture(scope="module")
+def alone(many, held_out, settings, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "RUN"
-    shardsieve.clean(many.patterns, out, settings(write__shard_samples=25))
+    config = settings(write__shard_samples=25, select__held_out=[held_out])
+    run = shardsieve.clean(many.patterns, out, config)
+    assert run.manifest.stages["select"].facts["leaks"]["samples"] == 30
     return files_of(out)
 
 
@@ -90,12 +99,12 @@ def cluster():
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.soak)])
-def test_the_same_bytes_as_alone(cluster, many, alone, settings, tmp_path, workers):
+def test_the_same_bytes_as_alone(cluster, many, alone, held_out, settings, tmp_path, workers):
     told = io.StringIO()
     run = shardsieve.clean(
         many.patterns,
         tmp_path / "RUN",
-        settings(write__shard_samples=25),
+        settings(write__shard_samples=25, select__held_out=[held_out]),
         progress=Lines(told),
         engine=Engine("ray", workers=workers),
     )
@@ -111,8 +120,9 @@ def test_the_same_bytes_as_alone(cluster, many, alone, settings, tmp_path, worke
 
 
 @pytest.mark.soak
-def test_from_one_engine_to_the_other_and_back(cluster, many, alone, settings, tmp_path):
-    config, out = settings(write__shard_samples=25), tmp_path / "RUN"
+def test_from_one_engine_to_the_other_and_back(cluster, many, alone, held_out, settings, tmp_path):
+    config = settings(write__shard_samples=25, select__held_out=[held_out])
+    out = tmp_path / "RUN"
     run_stages(["index"], out, config, many.patterns)
     run_stages(["embed"], out, config, engine=Engine("ray", workers=1))
     told = io.StringIO()
@@ -126,14 +136,14 @@ def test_from_one_engine_to_the_other_and_back(cluster, many, alone, settings, t
 
 
 def test_without_a_common_disk_files_come_back(
-    cluster, many, alone, settings, tmp_path, monkeypatch
+    cluster, many, alone, held_out, settings, tmp_path, monkeypatch
 ):
     # Workers cannot find the folder by which they would know that they see the driver's.
     monkeypatch.setattr("shardsieve.engines.ray_engine.Place", _elsewhere)
     run = shardsieve.clean(
         many.patterns,
         tmp_path / "RUN",
-        settings(write__shard_samples=25),
+        settings(write__shard_samples=25, select__held_out=[held_out]),
         engine=Engine("ray", workers=1),
     )
     assert files_of(run.path) == alone

@@ -176,3 +176,15 @@ def test_map_of_next_to_nothing(tmp_path, kind):
     assert (placed is None) is (kind == "few")
     if placed is not None:
         assert placed.x_P2.shape == (n_samples, 2) and np.isfinite(placed.x_P2).all()
+
+
+def test_leaks_and_images_of_no_class_have_galleries():
+    verdicts = verdicts_of([0, 0, 1, 1], [0.9] * 4)
+    more = {
+        "out_of_class": pa.array([0.7, 0.6, None, 0.9], pa.float32()),
+        "leak_of": pa.array(["a", None, "b", "c"]),
+        "leak_label": pa.array([0, None, 0, None], pa.int32()),
+    }
+    scores = scores_of(verdicts, **more)
+    found = {q.name: q.rows_R.tolist() for q in queues(scores, verdicts, 0.5, no_class=0.65)}
+    assert found == {"no-class": [3, 0], "leaks": [2, 0, 3]}

@@ -9,12 +9,14 @@ class Reason(IntEnum):
     """One reason per row, stored as u8; the stages only ever turn KEPT into something else.
 
     What people decided in a review comes last and overrules the recipe. Samples fall into three
-    groups that add up to the input: kept, removed (judged, and probably mislabelled or over the
-    quota of their class) and unreadable (never judged, listed one by one).
+    groups that add up to the input: kept, removed (judged, and probably mislabelled, in
+    the held-out shards as well, or over the quota of their class) and unreadable (never judged,
+    listed one by one).
     """
 
     KEPT = 0
     HIGH_LOSS = 1
+    LEAK = 2
     KEPT_BY_REVIEW = 7
     REMOVED_BY_REVIEW = 8
     OVER_QUOTA = 9
@@ -41,11 +43,14 @@ class Reason(IntEnum):
 
 
 KEPT_REASONS = (Reason.KEPT, Reason.KEPT_BY_REVIEW)
+# Not by what a sample's loss is: training must not decide otherwise.
+DECIDED_REASONS = (Reason.KEPT_BY_REVIEW, Reason.REMOVED_BY_REVIEW, Reason.LEAK)
 REMOVED_REASONS = tuple(reason for reason in Reason if reason.group == "removed")
 WORDS: dict[int, str] = {reason.value: reason.word for reason in Reason}
 EXPLANATIONS: dict[Reason, str] = {
     Reason.KEPT: "probably labelled right",
     Reason.HIGH_LOSS: "p_clean is not above tau: the label is probably wrong",
+    Reason.LEAK: "the same image stands in the held-out shards",
     Reason.OVER_QUOTA: "probably labelled right, but its class has as many as its quota allows",
     Reason.KEPT_BY_REVIEW: "somebody looked and kept it, perhaps under another label",
     Reason.REMOVED_BY_REVIEW: "somebody looked and left it out",

@@ -25,7 +25,7 @@ from shardsieve.data.table import reason_words, replace_file
 class Evidence:
     """What is known beside loss and p_clean; NaN and -1 where nothing is.
 
-    All but the last is what classifiers that never saw a label say of it.
+    All but the last four is what classifiers that never saw a label say of it.
 
     Attributes:
         agreement_N: (N,) f32, probability of the given label, the label unseen.
@@ -33,7 +33,11 @@ class Evidence:
         suggested_N: (N,) i32, the most probable class, the given label taken into account.
         confidence_N: (N,) f32, its probability.
         distance_N: (N,) f32, how far from the nearest class centre, median of all samples 1.
+        out_of_class_N: (N,) f32 in [0, 1], how little the image looks like any class.
         duplicate_of_N: (N,) i64, row of the first sample with the same picture.
+        near_duplicate_of_N: (N,) i64, row of an earlier sample with nearly the same picture.
+        leak_of_N: N keys of the held-out sample with the same image, null for none.
+        leak_label_N: (N,) i32, the label that it has there.
     """
 
     agreement_N: npt.NDArray[np.float32]
@@ -41,17 +45,31 @@ class Evidence:
     suggested_N: npt.NDArray[np.int32]
     confidence_N: npt.NDArray[np.float32]
     distance_N: npt.NDArray[np.float32]
+    out_of_class_N: npt.NDArray[np.float32]
     duplicate_of_N: npt.NDArray[np.int64]
+    near_duplicate_of_N: npt.NDArray[np.int64]
+    leak_of_N: pa.Array
+    leak_label_N: npt.NDArray[np.int32]
 
     @classmethod
     def empty(cls, n_samples: int) -> Evidence:
         """Returns columns in which nothing is said."""
-        agreement_N, margin_N, confidence_N, distance_N = np.full(
-            (4, n_samples), np.nan, np.float32
+        agreement_N, margin_N, confidence_N, distance_N, out_of_class_N = np.full(
+            (5, n_samples), np.nan, np.float32
         )
-        suggested_N = np.full(n_samples, -1, np.int32)
-        duplicate_of_N = np.full(n_samples, -1, np.int64)
-        return cls(agreement_N, margin_N, suggested_N, confidence_N, distance_N, duplicate_of_N)
+        suggested_N, leak_label_N = np.full((2, n_samples), -1, np.int32)
+        return cls(
+            agreement_N,
+            margin_N,
+            suggested_N,
+            confidence_N,
+            distance_N,
+            out_of_class_N,
+            duplicate_of_N=np.full(n_samples, -1, np.int64),
+            near_duplicate_of_N=np.full(n_samples, -1, np.int64),
+            leak_of_N=pa.nulls(n_samples, pa.string()),
+            leak_label_N=leak_label_N,
+        )
 
 
 def scores_table(
@@ -102,7 +120,11 @@ def scores_table(
             "suggested_label": pa.array(evidence.suggested_N, mask=evidence.suggested_N < 0),
             "suggestion_confidence": _known(evidence.confidence_N),
             "distance": _known(evidence.distance_N),
-            "duplicate_of": pa.array(evidence.duplicate_of_N, mask=evidence.duplicate_of_N < 0),
+            "out_of_class": _known(evidence.out_of_class_N),
+            "duplicate_of": _rows(evidence.duplicate_of_N),
+            "near_duplicate_of": _rows(evidence.near_duplicate_of_N),
+            "leak_of": evidence.leak_of_N,
+            "leak_label": pa.array(evidence.leak_label_N, mask=evidence.leak_label_N < 0),
             "final_label": pa.array(final_label_N, mask=final_label_N < 0),
         }
     )
@@ -183,6 +205,10 @@ class Suggestions:
 
 def _known(values_N: npt.NDArray[np.float32]) -> pa.Array:
     return pa.array(values_N, mask=np.isnan(values_N))
+
+
+def _rows(rows_N: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array(rows_N, mask=rows_N < 0)
 
 
 def list_unreadable(scores: Path, samples: SampleIndex, most: int = 10_000) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ _BORDER = 0.2
 # Columns that a recipe may add to the scores.
 _SUGGESTED = "suggested_label"
 _CONFIDENCE = "suggestion_confidence"
-_DUPLICATE = "duplicate_of"
+_DUPLICATE, _NEAR = "duplicate_of", "near_duplicate_of"
+_NO_CLASS = "out_of_class"
+_LEAK, _LEAK_LABEL = "leak_of", "leak_label"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Queue:
     rows_R: npt.NDArray[np.int64]
 
 
-def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
+def queues(scores: pa.Table, verdicts: Verdicts, tau: float, no_class: float = 1.0) -> list[Queue]:
     """Returns the galleries that this run has something for.
 
     Ties fall to the earlier row, so that the order is the same every time.
@@ -48,6 +50,7 @@ def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
         scores: A row per sample.
         verdicts: The same as arrays.
         tau: The threshold of the run.
+        no_class: That of `out_of_class`.
     """
     made = [
         Queue(
@@ -64,7 +67,9 @@ def queues(scores: pa.Table, verdicts: Verdicts, tau: float) -> list[Queue]:
             _borderline(verdicts, tau),
         ),
         _suggested(scores, verdicts),
+        *_no_class(scores, no_class),
         *_duplicates(scores, verdicts),
+        *_leaks(scores, verdicts),
         Queue(
             "quarantined",
             "Quarantined",
@@ -166,9 +171,29 @@ def _suggested(scores: pa.Table, verdicts: Verdicts) -> Queue:
     )
 
 
+def _no_class(scores: pa.Table, above: float) -> list[Queue]:
+    """Samples that look like none of the classes, those least like any first."""
+    if _NO_CLASS not in scores.column_names:
+        return []
+    score_N = pc.fill_null(scores.column(_NO_CLASS), 0.0).to_numpy()
+    rows_R = np.flatnonzero(score_N > above)
+    return [
+        Queue(
+            "no-class",
+            "Perhaps of no class",
+            f"Images that look like none of the classes (out_of_class above {above:g}), whatever "
+            "is suggested for them: the highest first.",
+            rows_R[np.argsort(-score_N[rows_R], kind="stable")],
+        )
+    ]
+
+
 def _duplicates(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
     """Samples that repeat an earlier one under another label, each beside the one it repeats."""
-    of_N = pc.fill_null(scores.column(_DUPLICATE), -1).to_numpy().astype(np.int64)
+    of = scores.column(_DUPLICATE)
+    if _NEAR in scores.column_names:
+        of = pc.coalesce(of, scores.column(_NEAR))
+    of_N = pc.fill_null(of, -1).to_numpy().astype(np.int64)
     later = np.flatnonzero(of_N >= 0)
     later = later[verdicts.label_N[later] != verdicts.label_N[of_N[later]]]
     pairs = np.stack([of_N[later], later], axis=1).reshape(-1)
@@ -177,7 +202,26 @@ def _duplicates(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
         Queue(
             "duplicates",
             "Duplicates with different labels",
-            "The same picture under two labels, side by side: at least one of them is wrong.",
+            "The same picture, or nearly the same, under two labels, side by side: at least one of "
+            "them is wrong.",
             pairs[np.sort(first)],
+        )
+    ]
+
+
+def _leaks(scores: pa.Table, verdicts: Verdicts) -> list[Queue]:
+    """Samples that stand in held-out shards as well, those with another label there first."""
+    if _LEAK not in scores.column_names:
+        return []
+    there_N = pc.fill_null(scores.column(_LEAK_LABEL), -1).to_numpy()
+    rows_R = np.flatnonzero(scores.column(_LEAK).is_valid().to_numpy())
+    other_R = (there_N[rows_R] >= 0) & (there_N[rows_R] != verdicts.label_N[rows_R])
+    return [
+        Queue(
+            "leaks",
+            "Also held out",
+            "The same image stands in the validation or test shards; those that have another label "
+            "there first.",
+            rows_R[np.argsort(~other_R, kind="stable")],
         )
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shardsieve.config import Config
+from shardsieve.config import Config, SelectConfig
 from shardsieve.data.features import FeatureStore
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.record import StageRecord
@@ -66,11 +66,12 @@ def shown_galleries(
     scores: pa.Table,
     verdicts: Verdicts,
     suggested_N: npt.NDArray[np.int32],
+    select: SelectConfig,
     tau: float,
     most: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns the galleries and the samples in them, each once, with thumbnails."""
-    found = queues(scores, verdicts, tau)
+    found = queues(scores, verdicts, tau, select.out_of_class)
     shown = [
         replace(queue, rows_R=spread(queue.rows_R, verdicts.label_N[queue.rows_R], most))
         for queue in found

@@ -34,7 +34,11 @@ _COLUMNS = (
     "detail",
     "suggested_label",
     "suggestion_confidence",
+    "out_of_class",
     "duplicate_of",
+    "near_duplicate_of",
+    "leak_of",
+    "leak_label",
 )
 
 

@@ -68,11 +68,11 @@ class Samples:
         self._scores = opened.scores
         self._verdicts = Verdicts.of(self._scores)
         self._suggested_N = suggested_labels(self._scores, self._verdicts)
-        tau = load_config(run / "config.toml").select.tau
+        select = load_config(run / "config.toml").select
         everything = Queue(
             "all", "All", "Every sample, in the order of the shards.", np.arange(len(self.index))
         )
-        made = [*queues(self._scores, self._verdicts, tau), everything]
+        made = [*queues(self._scores, self._verdicts, select.tau, select.out_of_class), everything]
         self.queues = {queue.name: queue for queue in made}
         self._names = [ref.path.name for ref in self.index.shards]
         self._reasons = self._scores.column("reason").cast(pa.string())

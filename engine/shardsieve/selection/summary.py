@@ -25,15 +25,20 @@ from shardsieve_kernels.class_gmm import ClassStatus
 TAUS = tuple(round(0.4 + 0.02 * step, 2) for step in range(16))
 
 
-def repeated(label_N: npt.NDArray[np.int32], duplicate_of_N: npt.NDArray[np.int64]) -> list[str]:
+def repeated(
+    label_N: npt.NDArray[np.int32],
+    duplicate_of_N: npt.NDArray[np.int64],
+    alike: str = "the same picture as an earlier one",
+    column: str = "duplicate_of",
+) -> list[str]:
     """Says how many samples show the picture of an earlier one, and under which labels."""
     later = np.flatnonzero(duplicate_of_N >= 0)
     if not len(later):
         return []
     other = int(np.count_nonzero(label_N[later] != label_N[duplicate_of_N[later]]))
     return [
-        f"{len(later):,} samples show the same picture as an earlier one, {other:,} of them under "
-        "another label (column duplicate_of)"
+        f"{len(later):,} samples show {alike}, {other:,} of them under another label "
+        f"(column {column})"
     ]
 
 

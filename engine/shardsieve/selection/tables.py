@@ -6,7 +6,7 @@ Shapes: N samples, R judged ones, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from shardsieve.data.scores import Evidence
 from shardsieve.data.table import read_ipc, write_ipc
 from shardsieve.selection.best import Cleaning
 from shardsieve.selection.estimates import class_weights
+from shardsieve.selection.out_of_class import out_of_class
 from shardsieve.selection.turn import RULES, Selection
 
 # In the table of classes, where no mixture decided.
@@ -49,15 +50,29 @@ class Judged:
         return self.selection.p_clean_N if self.cleaning is None else self.cleaning.p_clean_N
 
 
-def evidence_columns(judged: Judged, duplicate_of_N: npt.NDArray[np.int64]) -> Evidence:
+def evidence_columns(
+    judged: Judged,
+    duplicate_of_N: npt.NDArray[np.int64],
+    near_duplicate_of_N: npt.NDArray[np.int64],
+    leak_of_N: pa.Array,
+    leak_label_N: npt.NDArray[np.int32],
+) -> Evidence:
     """Returns what is known beyond p_clean of all N samples.
 
     Args:
         judged: What the recipe says.
         duplicate_of_N: (N,) row of the first sample with the same picture, -1 for none.
+        near_duplicate_of_N: (N,) row of an earlier sample with nearly this picture, -1 for none.
+        leak_of_N: N keys of held-out samples with the same image, null for none.
+        leak_label_N: (N,) i32, their labels, -1 for none.
     """
-    evidence = Evidence.empty(len(duplicate_of_N))
-    evidence.duplicate_of_N[:] = duplicate_of_N
+    evidence = replace(
+        Evidence.empty(len(duplicate_of_N)),
+        duplicate_of_N=duplicate_of_N,
+        near_duplicate_of_N=near_duplicate_of_N,
+        leak_of_N=leak_of_N,
+        leak_label_N=leak_label_N,
+    )
     cleaning, rows = judged.cleaning, judged.rows
     if cleaning is not None:
         evidence.agreement_N[rows] = cleaning.agree_N
@@ -65,6 +80,9 @@ def evidence_columns(judged: Judged, duplicate_of_N: npt.NDArray[np.int64]) -> E
         evidence.suggested_N[rows] = cleaning.suggested_N
         evidence.confidence_N[rows] = cleaning.confidence_N
         evidence.distance_N[rows] = cleaning.distance_N
+        evidence.out_of_class_N[rows] = out_of_class(
+            cleaning.agree_N, cleaning.margin_N, len(cleaning.transition_KK)
+        )
     return evidence
 
 

@@ -1,15 +1,13 @@
 """index: shards -> SampleIndex. One pass over the tar headers; images are not touched.
 
-Shapes: N samples, K classes, U different labels, B rows of a batch.
+Shapes: N samples, K classes, B rows of a batch.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +18,17 @@ import pyarrow.compute as pc
 
 from shardsieve.config import IndexConfig
 from shardsieve.data.fill import ColumnFile, TextSize, text_size
-from shardsieve.data.index import SCHEMA, SampleIndex, ShardRef
+from shardsieve.data.index import SCHEMA, SampleIndex
 from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
-from shardsieve.engines.executor import Executor, Job, Local
+from shardsieve.engines.executor import Executor
 from shardsieve.errors import DataError, LabelError
+from shardsieve.indexing import ShardRows, read_shards
 from shardsieve.progress import Progress
-from shardsieve.shards.labels import (
-    TableLabels,
-    find_classes,
-    label_source,
-    read_classes,
-    resolve_labels,
-)
-from shardsieve.shards.rows import RowReader, ShardReader, one_shard, read_rows
+from shardsieve.shards.labels import find_classes, read_classes
 from shardsieve_kernels.tar_scan import ScanBackend
 
-# Folder with the rows of each shard: they hold until that shard changes.
-PARTS = "parts"
 _EXAMPLES = 5
 _LABELS = pa.schema([("given", pa.string()), ("is_name", pa.bool_()), ("count", pa.int64())])
 
@@ -79,106 +69,26 @@ def index(
         LabelError: Labels and classes do not fit together.
         DataError: More than `config.max_bad_fraction` of the samples cannot be used.
     """
-    source = label_source(config.labels)
     if classes is None and config.classes is not None:
         classes = read_classes(config.classes)
-    table = source if isinstance(source, TableLabels) else None
-    in_shards = None if isinstance(source, TableLabels) else source
-    reader = RowReader(config.image, in_shards, config.labels, backend)
-    refs, parts = _read_shards(shards, reader, out, previous, threads, progress, executor)
-    if not sum(ref.n_samples for ref in refs):
+    rows = read_shards(shards, config, out, previous, threads, progress, executor, backend)
+    if not rows.n_samples:
         raise DataError(
             f"{len(shards)} shards hold no sample: no member has a key and an extension"
         )
-    rows = _Rows(refs, parts, table)
     classes = _classes(rows, classes, config)
     tally = _Tally.of(rows, classes)
     _refuse_mostly_bad(tally, config)
     with ColumnFile(out / "samples.arrow", SCHEMA, rows.n_samples, tally.texts) as file:
         for _, batch in rows.finished(classes):
             file.append(batch.select(SCHEMA.names))
-    SampleIndex.write_shards(out, tuple(refs), classes)
+    SampleIndex.write_shards(out, tuple(rows.refs), classes)
     return _summary(rows, tally, classes)
 
 
-def _read_shards(
-    shards: Sequence[ShardPath],
-    reader: RowReader,
-    out: Path,
-    previous: Path | None,
-    threads: int,
-    progress: Progress,
-    executor: Executor | None,
-) -> tuple[list[ShardRef], list[Path]]:
-    folder = out / PARTS
-    folder.mkdir(exist_ok=True)
-    earlier = previous / PARTS if previous is not None and previous.is_dir() else None
-    job = Job("index", "shards", partial(ShardReader, reader), one_shard)
-    threads = max(1, threads)
-    with progress.track("index", len(shards), "shards") as advance:
-        with ThreadPoolExecutor(threads) as pool:
-            known = pool.map(lambda path: reader.known(path, folder, earlier), shards)
-            found = {n: shard for n, shard in enumerate(known) if shard is not None}
-        advance(len(found))
-        todo = [(number, path) for number, path in enumerate(shards) if number not in found]
-        read = (executor or Local()).map(job, todo, folder, advance, threads=threads)
-        found |= {number: (ref, folder / name) for (number, _), (ref, name) in read}
-    refs, parts = zip(*(found[number] for number in range(len(shards))), strict=True)
-    # Of shards that an interrupted call read, and which have changed since.
-    kept = {file for part in parts for file in (part, part.with_suffix(".json"))}
-    for file in folder.iterdir():
-        if file not in kept:
-            file.unlink()
-    return list(refs), list(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The rows of all shards, as often as they are needed: they are read from disk."""
-
-    refs: list[ShardRef]
-    parts: list[Path]
-    table: TableLabels | None
-
-    @property
-    def n_samples(self) -> int:
-        return sum(ref.n_samples for ref in self.refs)
-
-    def given(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields (shard, rows with labels as given)."""
-        for shard, part in enumerate(self.parts):
-            for batch in read_rows(part):
-                yield shard, batch if self.table is None else _with_table(batch, self.table)
-
-    def finished(self, classes: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields (shard, rows as the index has them, and `key_hash`)."""
-        for shard, batch in self.given():
-            label_B, reason_B, detail_B = _resolve(batch, classes)
-            columns = {
-                **{name: batch.column(name) for name in batch.schema.names},
-                "shard": pa.array(np.full(batch.num_rows, shard, np.int32)),
-                "label": pa.array(label_B),
-                "reason": pa.array(reason_B),
-                "detail": detail_B,
-            }
-            yield shard, pa.RecordBatch.from_pydict(columns)
-
-
-def _with_table(batch: pa.RecordBatch, table: TableLabels) -> pa.RecordBatch:
-    given, are_names = table.of_keys(batch.column("key"))
-    absent = pc.if_else(
-        pc.is_null(given), f"{table.path.name} has no label for this key", pa.scalar(None)
-    )
-    columns = {
-        **{name: batch.column(name) for name in batch.schema.names},
-        "given": given,
-        "is_name": pa.array(np.full(batch.num_rows, are_names)),
-        "detail": pc.coalesce(batch.column("detail"), absent),
-    }
-    return pa.RecordBatch.from_pydict(columns)
-
-
-def _classes(rows: _Rows, classes: tuple[str, ...] | None, config: IndexConfig) -> tuple[str, ...]:
+def _classes(
+    rows: ShardRows, classes: tuple[str, ...] | None, config: IndexConfig
+) -> tuple[str, ...]:
     if classes is not None:
         if config.classes is not None and config.n_classes not in (None, len(classes)):
             raise LabelError(
@@ -205,31 +115,6 @@ def _merged(labels: pa.Table) -> pa.Table:
     )
 
 
-def _resolve(
-    batch: pa.RecordBatch, classes: Sequence[str]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], pa.Array]:
-    """Returns labels, reasons and details of rows; every different label is looked up once."""
-    encoded = batch.column("given").dictionary_encode()
-    code_B = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    is_name_B = batch.column("is_name").to_numpy(zero_copy_only=False)
-    pair_U, place_B = np.unique(2 * code_B + is_name_B, return_inverse=True)
-    code_U = pair_U // 2
-    given_U = pa.chunked_array([encoded.dictionary.take(pa.array(code_U, mask=code_U < 0))])
-    is_name_U = pa.chunked_array([pa.array(pair_U % 2 == 1)])
-    label_U, label_reason_U = resolve_labels(given_U, is_name_U, classes)
-    reason_B = batch.column("reason").to_numpy()
-    judged_B = reason_B == Reason.KEPT
-    label_reason_B = label_reason_U[place_B]
-    detail_B = batch.column("detail")
-    outside_B = judged_B & (label_reason_B == Reason.LABEL_OUTSIDE)
-    if outside_B.any():
-        told = f"and there are {len(classes)} classes"
-        sentences = pc.binary_join_element_wise("the label is", batch.column("given"), told, " ")
-        detail_B = pc.if_else(pa.array(outside_B), sentences, detail_B)
-    reason_B = np.where(judged_B, label_reason_B, reason_B)
-    return label_U[place_B], reason_B, detail_B
-
-
 @dataclass(slots=True)
 class _Tally:
     """What must be known of all rows before the index is written.
@@ -249,7 +134,7 @@ class _Tally:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, rows: _Rows, classes: Sequence[str]) -> _Tally:
+    def of(cls, rows: ShardRows, classes: Sequence[str]) -> _Tally:
         n_classes = len(classes)
         tally = cls(np.empty(rows.n_samples, np.uint64), np.zeros(n_classes, np.int64))
         start, size = 0, {"key": [0, 0], "detail": [0, 0]}
@@ -289,7 +174,9 @@ def _refuse_mostly_bad(tally: _Tally, config: IndexConfig) -> None:
     )
 
 
-def _repeated_keys(rows: _Rows, key_hash_N: npt.NDArray[np.uint64]) -> tuple[int, dict[str, Any]]:
+def _repeated_keys(
+    rows: ShardRows, key_hash_N: npt.NDArray[np.uint64]
+) -> tuple[int, dict[str, Any]]:
     """Returns how many samples repeat the key of an earlier one, and where the first of them lie.
 
     Equal hashes only say which keys to compare.
@@ -323,7 +210,7 @@ def _repeated_keys(rows: _Rows, key_hash_N: npt.NDArray[np.uint64]) -> tuple[int
     }
 
 
-def _summary(rows: _Rows, tally: _Tally, classes: Sequence[str]) -> StageResult:
+def _summary(rows: ShardRows, tally: _Tally, classes: Sequence[str]) -> StageResult:
     empty = [classes[label] for label in np.flatnonzero(tally.per_class_K == 0).tolist()]
     repeated, where = _repeated_keys(rows, tally.key_hash_N)
     notes = [f"{ref.path.name}: {text}" for ref in rows.refs for text in ref.damage]

@@ -97,7 +97,7 @@ def report(
     # A recipe may have chosen tau itself.
     tau = float(chosen.get("tau", config.select.tau))
     galleries, items = sections.shown_galleries(
-        index, scores, verdicts, suggested_N, tau, config.report.gallery
+        index, scores, verdicts, suggested_N, config.select, tau, config.report.gallery
     )
     page = render(
         {

@@ -25,6 +25,7 @@ from shardsieve.data.reason import KEPT_REASONS, Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.subset import FILE, write_subset
+from shardsieve.leaks import Leaks
 from shardsieve.progress import Progress
 from shardsieve.selection.best import PASSES, Cleaning, fold_of, select_best
 from shardsieve.selection.duplicates import same_pictures
@@ -32,6 +33,8 @@ from shardsieve.selection.estimates import (
     tau_for_purity,
     within_quotas,
 )
+from shardsieve.selection.near_duplicates import near_duplicates
+from shardsieve.selection.out_of_class import unlike_any
 from shardsieve.selection.projection import Projection, fit_projection
 from shardsieve.selection.summary import repeated, summary
 from shardsieve.selection.tables import (
@@ -72,6 +75,7 @@ def select(
     decisions: ReviewDecisions = NOTHING_DECIDED,
     judged_by: str = "",
     earlier: tuple[Path, Mapping[str, Any]] | None = None,
+    leaks: Leaks | None = None,
 ) -> StageResult:
     """Turns losses into p_clean and keeps the samples with p_clean > tau.
 
@@ -92,6 +96,7 @@ def select(
         judged_by: Hash of all that the judgement of `best` depends on; tau and quotas do not.
         earlier: Folder and facts of a finished selection. If it was judged by the same, its
             p_clean is taken over and only the decisions are made anew.
+        leaks: Which samples also stand in held-out shards; None: nothing is held out.
 
     Returns:
         Counts by reason; the kept fraction against tau; a note on every fallback.
@@ -124,26 +129,67 @@ def select(
             "judged by the recipe turn"
         )
     judged = Judged(rows, label_R, selection, cleaning)
-    tau, tau_notes = _tau(judged.p_clean_R, config)
-    kept_R, over_R = within_quotas(
-        judged.p_clean_R, label_R, index.n_classes, tau, floor=config.floor, cap=config.cap
-    )
-    reason_N[rows[~kept_R]] = Reason.HIGH_LOSS
-    reason_N[rows[over_R]] = Reason.OVER_QUOTA
+    leaks = leaks or Leaks.none(len(index))
+    tau, tau_notes = _decide(reason_N, judged, leaks, index.n_classes, config)
     reviewed = apply_decisions(decisions, index, reason_N)
     duplicate_of_N = same_pictures(features, rows, index.numbers("image_size"))
     p_clean_N = np.full(len(index), np.nan)
     p_clean_N[rows] = judged.p_clean_R
-    evidence = evidence_columns(judged, duplicate_of_N)
+    near_N = _near(features, rows, duplicate_of_N, config.near_duplicates, out)
+    evidence = evidence_columns(judged, duplicate_of_N, near_N, leaks.key_N, leaks.label_N)
     label_N = reviewed.final_label_N
     scores = scores_table(index, losses, p_clean_N, reason_N, detail_N, evidence, label_N)
     classes = _write_tables(out, index, scores, reason_N, judged)
-    notes += [*tau_notes, *repeated(index.label_N, duplicate_of_N)]
+    notes += [*tau_notes, *repeated(index.label_N, duplicate_of_N), *leaks.notes(index.label_N)]
+    notes += repeated(index.label_N, near_N, "nearly that of an earlier one", "near_duplicate_of")
     result = summary(index, reason_N, judged, classes, tau, reviewed, notes)
     result.facts["duplicates"] = int(np.count_nonzero(duplicate_of_N >= 0))
+    if config.near_duplicates is not None:
+        result.facts["near_duplicates"] = int(np.count_nonzero(near_N >= 0))
+    if leaks.made_from:
+        result.facts["leaks"] = leaks.facts(index.label_N)
     if cleaning is not None:
         result.facts |= cleaning_facts(cleaning, judged_by)
+        told = unlike_any(evidence.out_of_class_N, config.out_of_class)
+        result.facts["out_of_class"] = told[0]
+        result.notes += told[1]
     return result
+
+
+def _decide(
+    reason_N: npt.NDArray[np.uint8],
+    judged: Judged,
+    leaks: Leaks,
+    n_classes: int,
+    config: SelectConfig,
+) -> tuple[float, list[str]]:
+    """Turns KEPT into something else where the settings say so; returns tau, and notes on it."""
+    leaked_R = leaks.found_N[judged.rows] & (config.leaks == "remove")
+    reason_N[judged.rows[leaked_R]] = Reason.LEAK
+    # A leak takes no place in a quota.
+    rows, p_clean_R = judged.rows[~leaked_R], judged.p_clean_R[~leaked_R]
+    tau, notes = _tau(p_clean_R, config)
+    label_R = judged.label_R[~leaked_R]
+    kept_R, over_R = within_quotas(
+        p_clean_R, label_R, n_classes, tau, floor=config.floor, cap=config.cap
+    )
+    reason_N[rows[~kept_R]] = Reason.HIGH_LOSS
+    reason_N[rows[over_R]] = Reason.OVER_QUOTA
+    return tau, notes
+
+
+def _near(
+    features: FeatureStore,
+    rows: npt.NDArray[np.int64],
+    duplicate_of_N: npt.NDArray[np.int64],
+    least_cosine: float | None,
+    out: Path,
+) -> npt.NDArray[np.int64]:
+    """Returns (N,) rows of earlier samples that are nearly, but not quite, the same; else -1."""
+    if least_cosine is None:
+        return np.full(len(features), -1, np.int64)
+    others = rows[duplicate_of_N[rows] < 0]
+    return near_duplicates(features, others, least_cosine, out / "alike.npy")
 
 
 def _unusable(
