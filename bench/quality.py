@@ -25,7 +25,8 @@ from bench.quality_data import ImageSet
 from bench.scoring import by_tau, selection_figures
 from shardsieve.config import ProbeConfig, TuneConfig
 from shardsieve.models.probe import Heads, head_specs, train_heads
-from shardsieve.selection.best import Cleaning, fold_of, select_best
+from shardsieve.selection.best import fold_of, select_best
+from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.estimates import noise_rate
 from shardsieve.selection.projection import fit_projection
 from shardsieve.selection.turn import select_turn

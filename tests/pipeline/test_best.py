@@ -27,7 +27,9 @@ def test_finds_planted_noise_and_suggests_labels(finished, shards):
     assert np.mean([kept[key] for key in kept if key not in wrong]) > 0.9
     suggested = dict(zip(scores["key"], scores["suggested_label"], strict=True))
     assert np.mean([suggested[key] == shards.true[key] for key in wrong]) > 0.9
-    assert not {"agreement", "margin_unseen", "suggestion_confidence", "distance"} - scores.keys()
+    assert not {
+        "agreement", "margin_unseen", "suggestion_confidence", "neighbour_agreement", "distance"
+    } - scores.keys()  # fmt: skip
     assert np.median(scores["distance"]) == pytest.approx(1, abs=1e-3)
 
 

@@ -32,6 +32,7 @@ class Evidence:
         margin_N: (N,) f32, that minus the largest probability of another class, in [-1, 1].
         suggested_N: (N,) i32, the most probable class, the given label taken into account.
         confidence_N: (N,) f32, its probability.
+        neighbours_N: (N,) f32, share of the nearest neighbours with the same label as given.
         distance_N: (N,) f32, how far from the nearest class centre, median of all samples 1.
         out_of_class_N: (N,) f32 in [0, 1], how little the image looks like any class.
         duplicate_of_N: (N,) i64, row of the first sample with the same picture.
@@ -44,6 +45,7 @@ class Evidence:
     margin_N: npt.NDArray[np.float32]
     suggested_N: npt.NDArray[np.int32]
     confidence_N: npt.NDArray[np.float32]
+    neighbours_N: npt.NDArray[np.float32]
     distance_N: npt.NDArray[np.float32]
     out_of_class_N: npt.NDArray[np.float32]
     duplicate_of_N: npt.NDArray[np.int64]
@@ -54,8 +56,8 @@ class Evidence:
     @classmethod
     def empty(cls, n_samples: int) -> Evidence:
         """Returns columns in which nothing is said."""
-        agreement_N, margin_N, confidence_N, distance_N, out_of_class_N = np.full(
-            (5, n_samples), np.nan, np.float32
+        agreement_N, margin_N, confidence_N, neighbours_N, distance_N, out_of_class_N = np.full(
+            (6, n_samples), np.nan, np.float32
         )
         suggested_N, leak_label_N = np.full((2, n_samples), -1, np.int32)
         return cls(
@@ -63,6 +65,7 @@ class Evidence:
             margin_N,
             suggested_N,
             confidence_N,
+            neighbours_N,
             distance_N,
             out_of_class_N,
             duplicate_of_N=np.full(n_samples, -1, np.int64),
@@ -119,6 +122,7 @@ def scores_table(
             "margin_unseen": _known(evidence.margin_N),
             "suggested_label": pa.array(evidence.suggested_N, mask=evidence.suggested_N < 0),
             "suggestion_confidence": _known(evidence.confidence_N),
+            "neighbour_agreement": _known(evidence.neighbours_N),
             "distance": _known(evidence.distance_N),
             "out_of_class": _known(evidence.out_of_class_N),
             "duplicate_of": _rows(evidence.duplicate_of_N),

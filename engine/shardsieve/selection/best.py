@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardsieve.selection.blas_threads import threads_for
+from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.discriminant import Classifier, ClassSums, Floats, discriminant
 from shardsieve.selection.neighbours import Neighbourhood, nearest
 from shardsieve.selection.noise_model import (
@@ -49,37 +50,6 @@ _STEEP, _MOST_CHANGE, _LAST_STEPS = 2.0, 0.25, 40
 _SHARPEN = 2
 # Rows that weights and transition matrix are fitted to.
 _FIT_ROWS, _FIT_VALUES = 40_000, 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Cleaning:
-    """What the recipe says of every sample, and of the labels as a whole.
-
-    Attributes:
-        p_clean_N: (N,) f64, probability that the given label is right.
-        margin_N: (N,) f32, P(given | x) minus the largest other P(i | x), label unseen, in [-1, 1].
-        agree_N: (N,) f32, P(given | x), label unseen.
-        suggested_N: (N,) i32, the most probable class, given label and all.
-        confidence_N: (N,) f32, its probability.
-        distance_N: (N,) f32, squared distance to the nearest class centre, the median is 1.
-        transition_KK: P(given = column | true = row).
-        weight_M: Weight of each opinion, by the names in `opinions`.
-        opinions: What the opinions are.
-        log_likelihood: Of the labels held out, nats per sample, by round, and of all together.
-        rate_F: (F,) estimated share of wrong labels by fold.
-    """
-
-    p_clean_N: npt.NDArray[np.float64]
-    margin_N: npt.NDArray[np.float32]
-    agree_N: npt.NDArray[np.float32]
-    suggested_N: npt.NDArray[np.int32]
-    confidence_N: npt.NDArray[np.float32]
-    distance_N: npt.NDArray[np.float32]
-    transition_KK: npt.NDArray[np.float64]
-    weight_M: npt.NDArray[np.float64]
-    opinions: tuple[str, ...]
-    log_likelihood: tuple[float, ...]
-    rate_F: npt.NDArray[np.float64]
 
 
 def fold_of(n_samples: int, n_folds: int, seed: int) -> npt.NDArray[np.int8]:
@@ -310,7 +280,7 @@ def _judge(
 ) -> Cleaning:
     n_samples, n_classes = len(points.label_N), points.n_classes
     p_clean_N = np.empty(n_samples)
-    margin_N, agree_N, confidence_N, distance_N = np.empty((4, n_samples), np.float32)
+    margin_N, agree_N, confidence_N, near_N, distance_N = np.empty((5, n_samples), np.float32)
     suggested_N = np.empty(n_samples, np.int32)
     joint_KK = np.zeros((n_classes, n_classes))
     for fold, rows, points_Bd in points.blocks():
@@ -329,6 +299,7 @@ def _judge(
         np.add.at(joint_KK.T, given_B, posterior_BK)
         probability_BK[own] = 0
         margin_N[rows] = agree_N[rows] - probability_BK.max(1)
+        near_N[rows] = others.near.agreement(rows, points.label_N)
         distance_N[rows] = _distance(points_Bd, held_out[-1][fold].means_Kd)
         advance(len(rows))
     names = [
@@ -342,6 +313,7 @@ def _judge(
         agree_N,
         suggested_N,
         confidence_N,
+        near_N,
         distance_N / np.median(distance_N),
         joint_KK / np.maximum(joint_KK.sum(1, keepdims=True), np.finfo(float).tiny),
         model.weight_M,

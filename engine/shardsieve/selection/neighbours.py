@@ -60,6 +60,15 @@ class Neighbourhood:
         self._class_NFC[rows] = largest_BFC
         self._weight_NFC[rows] = np.take_along_axis(posterior_BFK, largest_BFC, 2)
 
+    def agreement(
+        self, rows: npt.NDArray[np.int64], label_N: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float32]:
+        """Returns (B,): share of the neighbours with the same label as given; NaN without any."""
+        same_BJ = label_N[self._index_NJ[rows]] == label_N[rows, None]
+        if not same_BJ.shape[1]:
+            return np.full(len(rows), np.nan, np.float32)
+        return same_BJ.mean(1, dtype=np.float32)
+
     def logits(
         self, rows: npt.NDArray[np.int64], fold_B: npt.NDArray[np.integer]
     ) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ from shardsieve.data.decisions import Reviewed
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
-from shardsieve.selection.best import Cleaning
+from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.estimates import expected_noise, noise_rate
 from shardsieve.selection.tables import Judged
 from shardsieve.selection.turn import BY_CLASS, BY_POOLED, KEEP_ALL, RULES, Selection

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from shardsieve.data.reason import KEPT_REASONS
 from shardsieve.data.scores import Evidence
 from shardsieve.data.table import read_ipc, write_ipc
-from shardsieve.selection.best import Cleaning
+from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.estimates import class_weights
 from shardsieve.selection.out_of_class import out_of_class
 from shardsieve.selection.turn import RULES, Selection
@@ -79,6 +79,7 @@ def evidence_columns(
         evidence.margin_N[rows] = cleaning.margin_N
         evidence.suggested_N[rows] = cleaning.suggested_N
         evidence.confidence_N[rows] = cleaning.confidence_N
+        evidence.neighbours_N[rows] = cleaning.neighbours_N
         evidence.distance_N[rows] = cleaning.distance_N
         evidence.out_of_class_N[rows] = out_of_class(
             cleaning.agree_N, cleaning.margin_N, len(cleaning.transition_KK)
@@ -122,6 +123,7 @@ def read_cleaning(folder: Path, facts: Mapping[str, Any], rows: npt.NDArray[np.i
         agree_N=column("agreement"),
         suggested_N=column("suggested_label"),
         confidence_N=column("suggestion_confidence"),
+        neighbours_N=column("neighbour_agreement"),
         distance_N=column("distance"),
         transition_KK=read_transition(folder / TRANSITION),
         weight_M=np.array(list(opinions.values())),

@@ -27,7 +27,8 @@ from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.subset import FILE, write_subset
 from shardsieve.leaks import Leaks
 from shardsieve.progress import Progress
-from shardsieve.selection.best import PASSES, Cleaning, fold_of, select_best
+from shardsieve.selection.best import PASSES, fold_of, select_best
+from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.duplicates import same_pictures
 from shardsieve.selection.estimates import (
     tau_for_purity,
