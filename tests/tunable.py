@@ -45,7 +45,7 @@ def make_job(shards, checkpoint, out: Path, **changes: Any):
         "head": head,
         "config": TuneConfig(**values | changes),
         "embed": embed,
-        "select": SelectConfig(min_samples=5),
+        "select": SelectConfig(recipe="turn", min_samples=5),
         "q": 0.7,
         "validation": None,
         "out": out,

@@ -148,8 +148,9 @@ class SelectConfig(Section):
     gmm: Literal["converged", "sklearn-compatible"] = "converged"
     """Stopping rule and numerics of the mixture fit."""
     min_samples: int = Field(20, ge=3)
-    """A class with fewer samples is judged by the mixture of all classes, as is one whose losses
-    are all equal or have one mode (BIC: one Gaussian describes them as well as two)."""
+    """`turn`: a class with fewer samples is judged by the mixture of all classes, as is one whose
+    losses are all equal or have one mode (BIC: one Gaussian describes them as well as two). Fewer
+    samples in all are judged by `turn`, whatever the recipe."""
     reg_covar: float = Field(5e-4, ge=0)
     """Added to both variances. `converged` fits losses scaled to [0, 1] within each class, so that
     it has no unit; `sklearn-compatible` fits them as they are, in nats squared."""

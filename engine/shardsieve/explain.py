@@ -100,6 +100,7 @@ def _explain_row(
             told[name] = {"key": other["key"], "label": _named(other["label"], index)}
     if (held_out := scored["leak_of"]) is not None:
         told["leak_of"] = {"key": held_out, "label": _named(scored["leak_label"], index)}
+    told["suggestion"] = _named(scored["suggested_label"], index)
     limit = record.facts.get("out_of_class", {}).get("above")
     told["may_be_of_no_class"] = limit is not None and (scored["out_of_class"] or 0) > limit
     if scored["p_clean"] is not None and label is not None:
@@ -180,6 +181,7 @@ def in_words(told: dict[str, Any]) -> str:
             f"  loss        {told['loss']:.4f} nats: number {about['rank_by_loss']:,} from the top "
             f"of the {about['judged']:,} of its class",
             f"  p_clean     {told['p_clean']:.4f}, {verdict} tau = {told['tau']:g}",
+            *_unseen(told),
             f"  its class   {about['kept']:,} of {about['samples']:,} kept, judged by: "
             + _judged_by(about),
         ]
@@ -194,6 +196,19 @@ def in_words(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _unseen(told: dict[str, Any]) -> list[str]:
+    """What classifiers say that never saw the label, where the recipe asked any."""
+    suggestion = told["suggestion"]
+    if suggestion is None:
+        return []
+    near = told["neighbour_agreement"]
+    share = "" if near is None else f"; {near:.0%} of its neighbours have its label"
+    return [
+        f"  suggested   {suggestion['name']!r} with {told['suggestion_confidence']:.1%}; "
+        f"label unseen, its own has {told['agreement']:.1%}{share}"
+    ]
+
+
 def _judged_by(about: dict[str, Any]) -> str:
     rule, why = about.get("rule", "class"), about.get("why") or ""
     if rule == "class" and about.get("mean_clean") is not None:
@@ -203,6 +218,10 @@ def _judged_by(about: dict[str, Any]) -> str:
             for name in ("clean", "noisy")
         )
     pooled = about.get("judged_by")
-    words = {"pooled": "the mixture of all classes", "keep_all": "nothing, it is kept whole"}
+    words = {
+        "pooled": "the mixture of all classes",
+        "keep_all": "nothing, it is kept whole",
+        "posterior": "the posterior under the estimated transition matrix",
+    }
     told = words.get(rule, rule) + (f" ({why})" if why else "")
     return told + (f": {pooled}" if pooled else "")

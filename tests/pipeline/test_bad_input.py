@@ -155,8 +155,14 @@ def test_small_class_falls_back_and_says_so(settings, tmp_path):
     rng = np.random.default_rng(1)
     rare = [(f"rare{i}", {"jpg": jpeg(COLOURS[4], rng), "cls": b"2"}) for i in range(5)]
     run = shardsieve.clean(
-        one_shard(tmp_path / "a.tar", [*good(80), *rare]), tmp_path / "RUN", settings()
+        one_shard(tmp_path / "a.tar", [*good(80), *rare]),
+        tmp_path / "RUN",
+        settings(select__recipe="turn"),
     )
+    of_its_own = next(row["key"] for row in run.scores.to_pylist() if row["label"] == 0)
+    assert "its own mixture: clean" in in_words(explain(run.path, of_its_own)[0])
+    # Only the recipe `best` has more to say than the loss.
+    assert run.scores.column("suggested_label").null_count == len(run.scores)
     row = run.classes.to_pylist()[2]
     assert row["rule"] in ("pooled", "keep_all")
     assert row["why"].startswith("fewer than 20 samples")

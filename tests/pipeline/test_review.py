@@ -180,7 +180,8 @@ def test_explain(whole):
     words = in_words(told)
     assert f"{removed['key']}: removed (high_loss)" in words
     assert f"{removed['p_clean']:.4f}, not above tau = 0.6" in words
-    assert "clean" in words and "noisy" in words
+    assert f"suggested   {told['suggestion']['name']!r} with" in words
+    assert "judged by: the posterior under the estimated transition matrix" in words
 
     done = command("explain", whole.path, removed["key"], "--json")
     assert json.loads(done.stdout) == [told]

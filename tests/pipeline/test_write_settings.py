@@ -110,10 +110,9 @@ def test_manifest_finds_every_sample_in_its_shard(selected, shards, settings, tm
     scores = run.scores.to_pylist()
     assert [row["key"] for row in rows] == [row["key"] for row in scores] == list(shards.given)
     for row, scored in zip(rows, scores, strict=True):
-        for name in ("offset", "label", "loss", "margin", "p_clean", "reason"):
+        for name in ("offset", "label", "loss", "margin", "p_clean", "reason", "suggested_label"):
             assert row[name] == scored[name]
         assert row["decision"] == ("kept" if scored["kept"] else "removed")
-        assert row["suggested_label"] is None
         folder = run.path / "clean" if scored["kept"] else tmp_path / "removed"
         places = Path(row["source"]), folder / row["file"]
         with places[0].open("rb") as source, places[1].open("rb") as written:

@@ -115,7 +115,7 @@ def select(
         backend=backend,
     )
     cleaning, notes = None, []
-    if config.recipe == "best" and len(rows) >= config.folds:
+    if config.recipe == "best" and len(rows) >= max(config.folds, config.min_samples):
         if earlier is not None and earlier[1].get("judged_by") == judged_by:
             cleaning = read_cleaning(*earlier, rows)
         else:
@@ -126,8 +126,8 @@ def select(
             )
     elif config.recipe == "best":
         notes.append(
-            f"{len(rows)} samples are fewer than the {config.folds} folds of the recipe best; "
-            "judged by the recipe turn"
+            f"{len(rows)} samples are too few for the recipe best (select.min_samples = "
+            f"{config.min_samples}); judged by the recipe turn"
         )
     judged = Judged(rows, label_R, selection, cleaning)
     leaks = leaks or Leaks.none(len(index))
