@@ -9,6 +9,7 @@ from tiny import COLOURS, add_member, jpeg, write_shards
 
 import shardsieve
 from shardsieve.errors import BackboneError, ConfigError, DataError, LabelError, ShardError
+from shardsieve.explain import explain, in_words
 
 
 def one_shard(path, samples):

@@ -190,7 +190,7 @@ def test_transition_matrix_is_found_from_true_probabilities():
     probability = rng.dirichlet(np.full(3, 0.2), 30_000)
     truth = (rng.random((30_000, 1)) > probability.cumsum(1)).sum(1)
     given = (rng.random((30_000, 1)) > transition[truth].cumsum(1)).sum(1).clip(0, 2)
-    found = fit_transition(probability, given, diffuse_transition(3), 100)
+    found = fit_transition(probability, given, diffuse_transition(3), 100, np.full((3, 3), 0.5))
     np.testing.assert_allclose(found, transition, atol=0.02)
 
 
@@ -201,7 +201,7 @@ def test_temperature_is_found_although_labels_are_wrong():
     truth = (rng.random((20_000, 1)) > probability.cumsum(1)).sum(1)
     given = symmetric(truth, 0.4, 4, 0)
     # Given three times too sure: a third is what makes them right.
-    start = NoiseModel(np.full(1, 0.1), diffuse_transition(4), -np.inf)
+    start = NoiseModel.start(np.full(1, 0.1), diffuse_transition(4))
     found = fit_noise_model(3 * logits, given, start)
     assert found.weight_M[0] == pytest.approx(1 / 3, rel=0.1)
     assert np.diag(found.transition_KK) == pytest.approx(np.full(4, 0.7), abs=0.05)
@@ -278,3 +278,16 @@ def test_class_weights_balance_the_kept():
     assert weights[2] == 0
     assert weights[0] * 10 == pytest.approx(weights[1] * 30)
     assert (weights * kept).sum() == pytest.approx(40)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4])
+def test_few_samples_of_many_classes_are_not_taken_for_noise(rate):
+    # 60 classes of 12: a transition matrix has 3,600 numbers, the data 720 labels.
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(60), 12)
+    features = rng.normal(0, 1, (60, 80))[truth] * 1.2 + rng.normal(0, 0.5, (720, 80))
+    given_N = symmetric(truth, rate, 60, 0)
+    right = given_N == truth
+    found = clean(features, given_N, 60)
+    assert abs((1 - found.p_clean_N.mean()) - (1 - right.mean())) < 0.05
+    assert roc_auc_score(right, found.p_clean_N) > 0.97

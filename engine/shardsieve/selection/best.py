@@ -108,9 +108,7 @@ def _by_rounds(
     held_out: list[list[Classifier]] = []
     opinions = []
     fits: list[NoiseModel] = []
-    model = NoiseModel(
-        np.full(len(views), 0.5 / len(views)), diffuse_transition(n_classes), -np.inf
-    )
+    model = NoiseModel.start(np.full(len(views), 0.5 / len(views)), diffuse_transition(n_classes))
     sums = _first_sums(points)
     for turn in range(ROUNDS):
         held_out.append([discriminant(*sums.without(fold, fold), views) for fold in range(n_folds)])
@@ -165,18 +163,26 @@ def _combine(
     start_M = np.full(len(logits_MRK), _START_WEIGHT)
     n_views = len(fits[leader].weight_M)
     start_M[leader * n_views : (leader + 1) * n_views] += fits[leader].weight_M
-    start = NoiseModel(start_M, fits[leader].transition_KK, -np.inf)
+    start = NoiseModel.start(start_M, fits[leader].transition_KK)
     model = fit_noise_model(logits_MRK, label_R, start)
     probability_RK = class_probabilities(logits_MRK, model.weight_M)
-    transition_KK = fit_transition(probability_RK, label_R, model.transition_KK, _LAST_STEPS)
+    transition_KK = fit_transition(
+        probability_RK, label_R, model.transition_KK, _LAST_STEPS, model.prior_KK
+    )
     dependence = image_dependence(probability_RK, label_R, transition_KK)
     change = float(np.clip(_STEEP * dependence, -_MOST_CHANGE, _MOST_CHANGE))
     weight_M = (1 + abs(change)) * model.weight_M
     transition_KK = fit_transition(
-        class_probabilities(logits_MRK, weight_M), label_R, transition_KK, _LAST_STEPS
+        class_probabilities(logits_MRK, weight_M),
+        label_R,
+        transition_KK,
+        _LAST_STEPS,
+        model.prior_KK,
     )
     likelihood = log_likelihood(logits_MRK, label_R, weight_M, transition_KK)
-    return NoiseModel(weight_M, transition_KK, likelihood, exponent=1 + min(change, 0))
+    return NoiseModel(
+        weight_M, transition_KK, likelihood, model.prior_KK, exponent=1 + min(change, 0)
+    )
 
 
 def _fit_rows(n_samples: int, n_classes: int) -> npt.NDArray[np.int64]:
