@@ -42,7 +42,7 @@ def make_job(shards, checkpoint, out: Path, **changes: Any):
         "decided_N": np.zeros(len(samples), bool),
         "loss_N": np.full(len(samples), np.nan, np.float32),
         "beliefs": None,
-        "head": head,
+        "head": head.read_bytes(),
         "config": TuneConfig(**values | changes),
         "embed": embed,
         "select": SelectConfig(min_samples=5),

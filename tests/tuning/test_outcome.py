@@ -21,7 +21,7 @@ from shardsieve.cli import app
 from shardsieve.errors import BackboneError, ConfigError
 from shardsieve.models.tuned import load_tuned
 from shardsieve.tuning.evaluation import Reading
-from shardsieve.tuning.processes import Group
+from shardsieve.engines.processes import Group
 
 
 @pytest.fixture(scope="module")

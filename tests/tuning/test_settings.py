@@ -19,7 +19,7 @@ from shardsieve.stages.tune import with_suggestions
 from shardsieve.tuning.job import Beliefs
 from shardsieve.tuning.optimisation import Optimisation
 from shardsieve.tuning.order import draw_epoch
-from shardsieve.tuning.processes import Group
+from shardsieve.engines.processes import Group
 from shardsieve.tuning.reselection import SeenLosses
 from shardsieve.tuning.targets import Mixing, hard_targets, losses, soft_targets
 

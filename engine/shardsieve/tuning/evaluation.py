@@ -21,7 +21,7 @@ from shardsieve.models.precision import autocast
 from shardsieve.progress import Progress
 from shardsieve.shards.dataset import Decoded, ImageRows, stream
 from shardsieve.tuning.job import Labelled
-from shardsieve.tuning.processes import Group
+from shardsieve.engines.processes import Group
 from shardsieve_kernels import Backend
 from shardsieve_kernels.softmax_stats import softmax_stats
 

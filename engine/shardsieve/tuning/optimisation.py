@@ -9,7 +9,7 @@ from torch import nn
 
 from shardsieve.config import TuneConfig
 from shardsieve.errors import ConfigError
-from shardsieve.tuning.processes import Group
+from shardsieve.engines.processes import Group
 
 _MOMENTUM = 0.9
 # Of the schedule in an epoch: its number of steps may change with the selection.

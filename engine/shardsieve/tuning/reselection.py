@@ -11,7 +11,7 @@ import torch
 
 from shardsieve.selection.turn import mixture_losses, select_turn
 from shardsieve.tuning.job import Job
-from shardsieve.tuning.processes import Group
+from shardsieve.engines.processes import Group
 
 
 def reselect(job: Job, losses_N: npt.NDArray[np.float32], group: Group) -> npt.NDArray[np.bool_]:
