@@ -129,10 +129,6 @@ class Calls:
         several = self._config.embed.devices == "all"
         return self._executor.devices(self.embed_device) if several else [self.embed_device]
 
-    @property
-    def _workers(self) -> int:
-        return usable_cores() if self._config.workers is None else self._config.workers
-
     def device_of(self, stage: str) -> torch.device | str:
         """Returns what the record of a stage names as its device."""
         if stage in ("embed", "tune"):
@@ -154,8 +150,7 @@ class Calls:
         tune, device = self._config.tune, self.embed_device
         # More than a step has images would wait for the others.
         alone = device.type == "cpu" and tune.batch_norm == "trained"
-        most = 1 if alone else tune.batch_size
-        return self._executor.processes(tune.processes, device, most)
+        return self._executor.processes(tune.processes, device, 1 if alone else tune.batch_size)
 
     def refuse_tuning_that_cannot_work(self) -> None:
         """Raises what `tune` would raise later, perhaps after hours of other stages.
@@ -197,7 +192,7 @@ class Calls:
             out=out,
             progress=self._progress,
             previous=self._directory.folder("index"),
-            threads=self._workers,
+            threads=usable_cores() if self._config.workers is None else self._config.workers,
             backend="reference" if self.backend == "reference" else "cpu",
             executor=self._executor,
         )
@@ -292,9 +287,7 @@ class Calls:
         )
         if config.tune.labels != "given":
             job = with_suggestions(job, Suggestions.read(self._scores_file), config.tune)
-        return tune(
-            job, device=self.embed_device, progress=self._progress, executor=self._executor
-        )
+        return tune(job, device=self.embed_device, progress=self._progress, executor=self._executor)
 
     def _validation(self, folder: Path, classes: tuple[str, ...]) -> SampleIndex | None:
         """Indexes the validation shards, if there are any."""

@@ -10,9 +10,9 @@ import torch
 from tiny import write_shards
 from tunable import make_job, run_job, weights_of
 
+from shardsieve.engines.processes import check_batch_norm, check_processes
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.tuning.order import draw_epoch, share_of
-from shardsieve.engines.processes import check_batch_norm, check_processes
 
 # Each starts processes that load torch.
 pytestmark = pytest.mark.timeout(300)

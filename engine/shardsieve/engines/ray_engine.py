@@ -71,7 +71,7 @@ class RayExecutor:
             )
         self._progress, self._address = progress, address
         self._workers, self._cpus = workers, cpus
-        self._started = False
+        self._started, self._joined = False, False
         self._pool: Pool | None = None
 
     def close(self) -> None:
@@ -185,7 +185,9 @@ class RayExecutor:
         place = Place(out.resolve(), uuid.uuid4().hex)
         place.meeting.mkdir(parents=True)
         try:
-            result: R = train_on_ray(training, place, processes, resources, progress)
+            result: R = train_on_ray(
+                training, place, processes, resources, progress, shown=self._joined
+            )
             return result
         finally:
             shutil.rmtree(out / MEETING, ignore_errors=True)
@@ -279,7 +281,7 @@ class RayExecutor:
                 f"--address {address}: no Ray cluster can be reached there ({error}). "
                 "Start one with `ray start --head`, or leave --address out"
             ) from error
-        self._started = True
+        self._started, self._joined = True, address != "local"
         cores = ray.cluster_resources().get("CPU", 0)
         self._progress.note(
             f"ray: {len(ray.nodes())} nodes, {cores:,.0f} cores, "

@@ -9,26 +9,26 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from shardsieve.data.disk import sync_folder
 from shardsieve.data.table import replace_file
 from shardsieve.engines.executor import Training
+from shardsieve.engines.ray_train_worker import work
 from shardsieve.engines.ray_worker import PIECE_BYTES, Place
-from shardsieve.errors import DataError, ShardsieveError
-from shardsieve.progress import Advance, Progress, Silent
+from shardsieve.errors import DataError
+from shardsieve.progress import Advance, Progress
 
 # Under which Ray's dashboard shows it.
 NAME = "shardsieve.tune"
 # Workers lost before the training is given up: as often as a shard of another stage.
 _MOST_RESTARTS = 3
-_TELL_S, _HEAR_S, _PATIENCE_S = 0.2, 1.0, 30.0
+# How long a call for news waits for some, and after which time a wait is told, seconds.
+_HEAR_S, _PATIENCE_S = 1.0, 30.0
 # A worker stays in the folder that the command gave it: paths in the environment may be relative.
 _SETTINGS = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
 _IN_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
@@ -47,7 +47,13 @@ class TrainHost:
         return NAME
 
     def fit(
-        self, host: Any, packed: bytes, place: Place, workers: int, resources: dict[str, float]
+        self,
+        host: Any,
+        packed: bytes,
+        place: Place,
+        workers: int,
+        resources: dict[str, float],
+        shown: bool,
     ) -> None:
         """Trains until it is done, with fresh workers where one is lost.
 
@@ -57,20 +63,18 @@ class TrainHost:
             place: The folder of the results.
             workers: How many.
             resources: What each asks the cluster for.
+            shown: Whether the cluster has a dashboard.
 
         Raises:
             DataError: Workers were lost too often.
         """
-        import ray
-
-        shown = bool(ray.get_runtime_context().worker.node.webui_url)
         for name, value in (_SETTINGS | (_IN_DASHBOARD if shown else {})).items():
             os.environ.setdefault(name, value)
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchTrainer
 
         def member() -> None:
-            _work(packed, place, host)
+            work(packed, place, host)
 
         # Ray Train wants a folder of its own; our state is in the run directory.
         with tempfile.TemporaryDirectory(prefix="shardsieve-") as folder:
@@ -140,6 +144,8 @@ def train_on_ray(
     workers: int,
     resources: dict[str, float],
     progress: Progress,
+    *,
+    shown: bool,
 ) -> Any:
     """Runs a training on the cluster that is connected.
 
@@ -149,6 +155,7 @@ def train_on_ray(
         workers: How many.
         resources: What each asks the cluster for.
         progress: Where to report.
+        shown: Whether the cluster has a dashboard.
 
     Returns:
         What the training returned in the worker that leads.
@@ -167,7 +174,7 @@ def train_on_ray(
         .remote(place.out)
     )
     fitting = host.fit.options(name=NAME).remote(
-        host, pickle.dumps(training), place, workers, resources
+        host, pickle.dumps(training), place, workers, resources, shown
     )
     asked = ", ".join(f"{amount:g} {what}" for what, amount in resources.items())
     listener = _Listener(progress, f"{workers} workers with {asked} each")
@@ -233,9 +240,7 @@ class _Listener:
             self.close()
             self._starts += 1
             if self._starts > 1:
-                self._progress.note(
-                    "tune: a worker was lost; fresh ones go on from the last state"
-                )
+                self._progress.note("tune: a worker was lost; fresh ones go on from the last state")
         elif what == "track":
             self.close()
             self._count = self._bar.enter_context(self._progress.track(*said))
@@ -249,120 +254,6 @@ class _Listener:
             raise said[0]
         elif what == "result":
             self.result = said[0]
-
-
-class _Told:
-    """Progress that is passed on to the host."""
-
-    def __init__(self, host: Any) -> None:
-        self._host = host
-
-    @contextmanager
-    def track(self, stage: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-        self._tell("track", stage, total, unit, done)
-        told, gathered = time.monotonic(), 0
-
-        def advance(amount: int) -> None:
-            nonlocal told, gathered
-            gathered += amount
-            if time.monotonic() - told > _TELL_S:
-                self._tell("advance", gathered)
-                told, gathered = time.monotonic(), 0
-
-        yield advance
-        self._tell("advance", gathered)
-        self._tell("tracked")
-
-    def note(self, text: str) -> None:
-        self._tell("note", text)
-
-    def _tell(self, *event: Any) -> None:
-        import ray
-
-        # Waited for, so that all comes in order, and nobody trains on for a command that is gone.
-        ray.get(self._host.tell.remote(*event))
-
-
-def _work(packed: bytes, place: Place, host: Any) -> None:
-    """What each worker of Ray Train does."""
-    import ray
-    import ray.train.torch
-    import torch
-
-    from shardsieve.engines.processes import Group
-
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    training: Training[Any] = pickle.loads(packed)
-    with _folder(place, host) as (out, saved):
-        device: torch.device = ray.train.torch.get_device()
-        group = Group(device, rank, world, saved)
-        if group.leads:
-            ray.get(host.tell.remote("begins"))
-        try:
-            result = training(group, out, _Told(host) if group.leads else Silent())
-        except ShardsieveError as error:
-            # A lost worker is made good; this would happen again.
-            ray.get(host.tell.remote("failed", error))
-            raise
-        if group.leads:
-            saved()
-            ray.get(host.tell.remote("result", result))
-
-
-@contextmanager
-def _folder(place: Place, host: Any) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Gives the folder of the results, or one here whose files are sent there when saved."""
-    if place.meeting.is_dir():
-        yield place.out, lambda: None
-        return
-    own = Path(tempfile.mkdtemp(prefix="shardsieve-"))
-    try:
-        sending = _Sending(own, host)
-        sending.fetch()
-        yield own, sending.send
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-class _Sending:
-    """Carries files of a folder to the host and back, piece by piece."""
-
-    def __init__(self, folder: Path, host: Any) -> None:
-        self._folder, self._host = folder, host
-        self._sent: dict[Path, tuple[int, int]] = {}
-
-    def fetch(self) -> None:
-        """Gets what an earlier start left unfinished."""
-        import ray
-
-        for name in ray.get(self._host.unfinished.remote()):
-            with (self._folder / name).open("wb") as file:
-                while piece := ray.get(self._host.read.remote(name, file.tell())):
-                    file.write(piece)
-            self._sent[self._folder / name] = _stamp(self._folder / name)
-
-    def send(self) -> None:
-        """Sends what is new; the state last, as it counts on what was there before it."""
-        import ray
-
-        files = [path for path in self._folder.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: (path.suffix == ".part", path)):
-            stamp = _stamp(path)
-            if self._sent.get(path) == stamp:
-                continue
-            name = path.relative_to(self._folder).as_posix()
-            with path.open("rb") as file:
-                ray.get(self._host.write.remote(name, 0, b""))
-                while piece := file.read(PIECE_BYTES):
-                    ray.get(self._host.write.remote(name, file.tell() - len(piece), piece))
-            ray.get(self._host.put_in_place.remote(name))
-            self._sent[path] = stamp
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_mtime_ns, about.st_size
 
 
 def _unfinished(path: Path) -> Path:

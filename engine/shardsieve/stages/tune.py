@@ -62,9 +62,7 @@ def tune(
     return result
 
 
-def _in_process(
-    job: Job, threads: int, group: Group, out: Path, progress: Progress
-) -> StageResult:
+def _in_process(job: Job, threads: int, group: Group, out: Path, progress: Progress) -> StageResult:
     return train(replace(job, out=out), group, progress, threads)
 
 

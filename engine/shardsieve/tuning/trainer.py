@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import nn
 
 from shardsieve.data.record import StageResult
+from shardsieve.engines.processes import Group
 from shardsieve.errors import BackboneError, DataError
 from shardsieve.models.backbone import load_classifier
 from shardsieve.models.tuned import save_tuned
@@ -25,7 +26,6 @@ from shardsieve.tuning.metrics import MetricsLog
 from shardsieve.tuning.optimisation import Optimisation
 from shardsieve.tuning.order import Epoch, draw_epoch
 from shardsieve.tuning.position import Position
-from shardsieve.engines.processes import Group
 from shardsieve.tuning.randomness import caller_undisturbed, seed_everything
 from shardsieve.tuning.reselection import SeenLosses, reselect
 from shardsieve.tuning.steps import Steps
