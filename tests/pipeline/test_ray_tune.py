@@ -26,8 +26,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_worker_niceness": "0",
-    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_raylet_start_wait_time_s": "60",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # One process less that imports all of Ray Train.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 # A moving average and moments have a state; each step is split over both and in parts.
 OPTIONS = {"processes": 2, "ema_decay": 0.9, "accumulate": 2, "warmup_epochs": 0.5}

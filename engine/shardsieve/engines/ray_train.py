@@ -190,8 +190,10 @@ def train_on_ray(
         ) from error
     finally:
         listener.close()
-        # All that it started ends with it.
+        # All that it started ends with it, but what it had reserved.
         ray.kill(host)
+        if listener.reserved is not None:
+            ray.util.remove_placement_group(listener.reserved)
     return listener.result
 
 
@@ -205,6 +207,7 @@ class _Listener:
         self._starts, self._began, self._told = 0, time.monotonic(), False
         self._heard: Any = None
         self.result: Any = None
+        self.reserved: Any = None
 
     def follow(self, host: Any, fitting: Any) -> bool:
         """Reports what comes next; returns whether that was all."""
@@ -239,6 +242,7 @@ class _Listener:
         if what == "begins":
             self.close()
             self._starts += 1
+            self.reserved = said[0]
             if self._starts > 1:
                 self._progress.note("tune: a worker was lost; fresh ones go on from the last state")
         elif what == "track":

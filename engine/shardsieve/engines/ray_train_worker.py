@@ -45,7 +45,7 @@ def work(packed: bytes, place: Place, host: Any) -> None:
         device: torch.device = ray.train.torch.get_device()
         group = Group(device, rank, world, saved)
         if group.leads:
-            ray.get(host.tell.remote("begins"))
+            ray.get(host.tell.remote("begins", ray.util.get_current_placement_group()))
         try:
             result = training(group, out, _Told(host) if group.leads else Silent())
         except ShardsieveError as error:
