@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def make_job(shards, checkpoint, out: Path, **changes: Any):
         "decided_N": np.zeros(len(samples), bool),
         "loss_N": np.full(len(samples), np.nan, np.float32),
         "beliefs": None,
-        "head": head,
+        "head": head.read_bytes(),
         "config": TuneConfig(**values | changes),
         "embed": embed,
         "select": SelectConfig(recipe="turn", min_samples=5),
@@ -105,3 +106,20 @@ def run_and_count(job, conn) -> None:
     trainer.Position.count = watch
     run_job(job)
     conn.send(seen[0])
+
+
+def train_and_die_once(job, marker: Path, rank: int, steps: int, group, out: Path, progress):
+    """Trains, and kills the process of that rank after so many steps; the next time it does not."""
+    from shardsieve.tuning import trainer
+
+    count, seen = trainer.Position.count, [0]
+
+    def watch(self, outcome):
+        count(self, outcome)
+        seen[0] += 1
+        if seen[0] == steps and group.rank == rank and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer.Position.count = watch
+    return trainer.train(replace(job, out=out), group, progress, 1)

@@ -109,7 +109,7 @@ class Calls:
 
     @cached_property
     def embed_device(self) -> torch.device:
-        """Where `embed` runs its network: perhaps elsewhere than the other stages.
+        """Where `embed` and `tune` run networks: perhaps elsewhere than the other stages.
 
         Raises:
             DeviceUnavailable: It was named and cannot be used.
@@ -130,25 +130,28 @@ class Calls:
         several = self._config.embed.devices == "all"
         return self._executor.devices(self.embed_device) if several else [self.embed_device]
 
-    @property
-    def _workers(self) -> int:
-        return usable_cores() if self._config.workers is None else self._config.workers
-
     def device_of(self, stage: str) -> torch.device | str:
         """Returns what the record of a stage names as its device."""
-        if stage == "embed":
+        if stage in ("embed", "tune"):
             return self.embed_device
-        return self.device if stage in ("probe", "tune") else "cpu"
+        return self.device if stage == "probe" else "cpu"
 
-    def resolve_precision(self, precision: Precision) -> Precision:
-        """Chooses the number format for the device.
+    @cached_property
+    def tune_precision(self) -> Precision:
+        """The number format of `tune` there.
 
         Raises:
             DeviceUnavailable: The device cannot compute in it.
         """
-        from shardsieve.models.precision import resolve_precision
+        return self._executor.precision(self._config.tune.precision, self.embed_device)
 
-        return resolve_precision(precision, self.device)
+    @cached_property
+    def _processes(self) -> int:
+        """How many processes share the steps of `tune`."""
+        tune, device = self._config.tune, self.embed_device
+        # More than a step has images would wait for the others.
+        alone = device.type == "cpu" and tune.batch_norm == "trained"
+        return self._executor.processes(tune.processes, device, 1 if alone else tune.batch_size)
 
     def refuse_tuning_that_cannot_work(self) -> None:
         """Raises what `tune` would raise later, perhaps after hours of other stages.
@@ -169,9 +172,9 @@ class Calls:
         if tune.labels != "given" and self._config.select.recipe != "best":
             raise ConfigError(f"tune.labels = {tune.labels} needs select.recipe = best")
         if tune.processes > 1:
-            from shardsieve.tuning.processes import check_processes
+            from shardsieve.engines.processes import check_batch_norm
 
-            check_processes(tune.processes, self.device, tune.batch_norm)
+            check_batch_norm(self._processes, self.embed_device, tune.batch_norm)
 
     def refuse_engine(self) -> None:
         """Says early that images cannot be embedded as the settings ask.
@@ -190,7 +193,7 @@ class Calls:
             out=out,
             progress=self._progress,
             previous=self._directory.folder("index"),
-            threads=self._workers,
+            threads=usable_cores() if self._config.workers is None else self._config.workers,
             backend="reference" if self.backend == "reference" else "cpu",
             executor=self._executor,
         )
@@ -278,21 +281,23 @@ class Calls:
             decided_N=np.isin(decisions.reason_N, DECIDED_REASONS),
             loss_N=LossTable.open(self._directory.folder("probe") / "losses.arrow").loss_N,
             beliefs=None,
-            head=self._directory.folder("probe") / "head.safetensors",
-            config=config.tune,
+            head=(self._directory.folder("probe") / "head.safetensors").read_bytes(),
+            config=config.tune.model_copy(update={"processes": self._processes}),
             embed=config.embed,
             select=config.select,
             q=config.probe.q,
             validation=Labelled.of(validation) if validation is not None else None,
             out=out,
             seed=config.seed,
-            precision=self.resolve_precision(config.tune.precision),
-            workers=self._workers,
+            precision=self.tune_precision,
+            workers=self._executor.decoders_together(
+                config.workers, self.embed_device, self._processes
+            ),
             backend=self.backend,
         )
         if config.tune.labels != "given":
             job = with_suggestions(job, Suggestions.read(self._scores_file), config.tune)
-        return tune(job, device=self.device, progress=self._progress)
+        return tune(job, device=self.embed_device, progress=self._progress, executor=self._executor)
 
     def _validation(self, folder: Path, classes: tuple[str, ...]) -> SampleIndex | None:
         """Indexes the validation shards, if there are any."""

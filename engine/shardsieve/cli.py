@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
     from shardsieve.config import Config
+    from shardsieve.engines.choice import Engine
     from shardsieve.run import Run
 
 app = typer.Typer(
@@ -183,14 +185,7 @@ def _stage_command(stage: str, explanation: str) -> None:
     def command(
         run: RunPath, config: ConfigFile = None, set_: Set = None, as_json: AsJson = False
     ) -> None:
-        def work() -> Run:
-            from shardsieve.pipeline import run_stages, saved_config
-            from shardsieve.progress import console_progress
-
-            settings = saved_config(run, set_ or (), config)
-            return run_stages([stage], run, settings, progress=console_progress())
-
-        _finish(work, as_json, _stage_summary(stage))
+        _run_on(stage, partial(engine_of, "local", None, None, None), run, set_, config, as_json)
 
     app.command(name=stage, help=explanation)(command)
 
@@ -207,21 +202,46 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Run the frozen backbone once over every image and cache the features."""
+    where = partial(engine_of, engine, address, ray_workers, ray_cpus)
+    _run_on("embed", where, run, set_, config, as_json)
 
+
+@app.command()
+def tune(
+    run: RunPath,
+    engine: EngineOption = "local",
+    address: Address = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune the whole network on the clean samples."""
+    where = partial(engine_of, engine, address, ray_workers, ray_cpus)
+    _run_on("tune", where, run, set_, config, as_json)
+
+
+def _run_on(
+    stage: str,
+    where: Callable[[], Engine],
+    run: Path,
+    set_: list[str] | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
     def work() -> Run:
         from shardsieve.pipeline import run_stages, saved_config
         from shardsieve.progress import console_progress
 
         settings = saved_config(run, set_ or (), config)
-        where = engine_of(engine, address, ray_workers, ray_cpus)
-        return run_stages(["embed"], run, settings, progress=console_progress(), engine=where)
+        return run_stages([stage], run, settings, progress=console_progress(), engine=where())
 
-    _finish(work, as_json, _stage_summary("embed"))
+    _finish(work, as_json, _stage_summary(stage))
 
 
 _stage_command("probe", "Train the linear probe on the cached features and score every sample.")
 _stage_command("select", "Fit the mixtures and decide which samples are kept.")
-_stage_command("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("report", "Write the page to look at.")
 cli_run.add_to(app)
 cli_predict.add_to(app)

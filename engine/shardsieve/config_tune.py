@@ -87,7 +87,7 @@ class TuneConfig(Section):
     """torch.compile the network: pays on a GPU and for long runs."""
     processes: int = Field(1, ge=1)
     """Processes on this machine that share each step (torch DDP): one per GPU, or several on a CPU.
-    The result is the same but for rounding."""
+    The result is the same but for rounding. On Ray: workers of the cluster; 1 for all of them."""
     checkpoint_minutes: float = Field(10.0, gt=0)
     """An interrupted call goes on from a state that is at most this old."""
     checkpoint_steps: int | None = Field(None, ge=1)

@@ -167,8 +167,7 @@ class _Line:
             self._calls.device  # noqa: B018
         for name, section in (("embed", config.embed), ("tune", config.tune)):
             if name in names and section.precision == "fp16":
-                calls = self._calls
-                calls.embed_precision if name == "embed" else calls.resolve_precision("fp16")
+                getattr(self._calls, f"{name}_precision")
         if "tune" in names:
             self._calls.refuse_tuning_that_cannot_work()
         usual = (None, "torch", "fast", "exact", "auto", "fp32")

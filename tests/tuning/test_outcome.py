@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 import shardsieve
 from shardsieve.cli import app
+from shardsieve.engines.processes import Group
 from shardsieve.errors import BackboneError, ConfigError
 from shardsieve.models.tuned import load_tuned
 from shardsieve.tuning.evaluation import Reading
-from shardsieve.tuning.processes import Group
 
 
 @pytest.fixture(scope="module")

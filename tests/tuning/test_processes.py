@@ -10,9 +10,9 @@ import torch
 from tiny import write_shards
 from tunable import make_job, run_job, weights_of
 
+from shardsieve.engines.processes import check_batch_norm, check_processes
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.tuning.order import draw_epoch, share_of
-from shardsieve.tuning.processes import check_processes
 
 # Each starts processes that load torch.
 pytestmark = pytest.mark.timeout(300)
@@ -77,7 +77,7 @@ def test_a_process_without_samples_waits_for_the_other_and_errors_arrive(checkpo
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="that is one GPU; use cuda"):
-        check_processes(2, torch.device("cuda:1"), "frozen")
+        check_processes(2, torch.device("cuda:1"))
     with pytest.raises(ConfigError, match="needs GPUs"):
-        check_processes(2, torch.device("cpu"), "trained")
-    check_processes(1, torch.device("cpu"), "trained")
+        check_batch_norm(2, torch.device("cpu"), "trained")
+    check_batch_norm(1, torch.device("cpu"), "trained")

@@ -14,12 +14,12 @@ from tunable import run_job, weights_of
 from shardsieve.config import TuneConfig, load_config
 from shardsieve.data.reason import Reason
 from shardsieve.data.scores import Suggestions
+from shardsieve.engines.processes import Group
 from shardsieve.errors import BackboneError, ConfigError
 from shardsieve.stages.tune import with_suggestions
 from shardsieve.tuning.job import Beliefs
 from shardsieve.tuning.optimisation import Optimisation
 from shardsieve.tuning.order import draw_epoch
-from shardsieve.tuning.processes import Group
 from shardsieve.tuning.reselection import SeenLosses
 from shardsieve.tuning.targets import Mixing, hard_targets, losses, soft_targets
 

@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from shardsieve.config import Precision
-from shardsieve.progress import Advance
+from shardsieve.progress import Advance, Progress, Silent, console_progress
 
 if TYPE_CHECKING:
     import torch
+
+    from shardsieve.engines.processes import Group
 
 # In the folder that a job writes to: where workers elsewhere make their files.
 MEETING = "from-workers"
@@ -46,6 +49,20 @@ class Work(Protocol[P_contra, R_co]):
 
     def close(self) -> None:
         """Lets go of what is open."""
+        ...
+
+
+class Training(Protocol[R_co]):
+    """What each of the processes calls that train one network."""
+
+    def __call__(self, group: Group, out: Path, progress: Progress) -> R_co:
+        """Trains.
+
+        Args:
+            group: The processes, seen from one of them.
+            out: Folder of the results. It may hold what an earlier start left in `*.part`.
+            progress: Where to report.
+        """
         ...
 
 
@@ -130,6 +147,52 @@ class Executor(Protocol):
         """
         ...
 
+    def processes(self, asked: int, device: torch.device, most: int) -> int:
+        """Returns how many processes share the steps of a training.
+
+        Args:
+            asked: The setting; 1 lets the engine choose.
+            device: Where each runs its network.
+            most: More are of no use.
+
+        Raises:
+            ConfigError: One device was named, and several are asked for.
+            DeviceUnavailable: There are fewer GPUs.
+        """
+        ...
+
+    def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:
+        """Returns how many processes decode images for a training, in all.
+
+        Args:
+            asked: The setting `workers`.
+            device: Where each process runs its network.
+            processes: How many train.
+        """
+        ...
+
+    def together(
+        self,
+        training: Training[R],
+        processes: int,
+        device: torch.device,
+        out: Path,
+        progress: Progress,
+    ) -> R:
+        """Trains one network in several processes; returns what the one that leads returned.
+
+        Args:
+            training: What each of them calls; can be pickled.
+            processes: How many.
+            device: Where each runs its network.
+            out: Folder of the results.
+            progress: Where to report.
+
+        Raises:
+            ShardsieveError: What the training raises.
+        """
+        ...
+
 
 class Local:
     """Everything in this process."""
@@ -180,6 +243,35 @@ class Local:
         finally:
             work.close()
 
+    def processes(self, asked: int, device: torch.device, most: int) -> int:
+        """As many as asked for."""
+        from shardsieve.engines.processes import check_processes
+
+        check_processes(asked, device)
+        return asked
+
+    def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:
+        """One per core, at most 8."""
+        return usable_cores() if asked is None else asked
+
+    def together(
+        self,
+        training: Training[R],
+        processes: int,
+        device: torch.device,
+        out: Path,
+        progress: Progress,
+    ) -> R:
+        """In this process, or in several that torch elastic starts."""
+        from shardsieve.engines.processes import Group, run_in
+
+        # What a call on a cluster left when it was killed.
+        shutil.rmtree(out / MEETING, ignore_errors=True)
+        if processes == 1:
+            return training(Group(device), out, progress)
+        call = partial(_in_process, training, out, not isinstance(progress, Silent))
+        return run_in(processes, device.type, out, call)
+
     def _side_by_side(
         self,
         job: Job[P, R],
@@ -210,6 +302,10 @@ class Local:
                     if not future.cancelled() and future.exception() is None:
                         yield piece, future.result()
                 raise
+
+
+def _in_process(training: Training[R], out: Path, reports: bool, group: Group) -> R:
+    return training(group, out, console_progress() if reports and group.leads else Silent())
 
 
 def _silent(amount: int) -> None:

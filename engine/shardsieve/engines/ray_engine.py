@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardsieve.config import Precision
-from shardsieve.engines.executor import MEETING, Job, P, R
+from shardsieve.engines.executor import MEETING, Job, P, R, Training
 from shardsieve.engines.ray_pool import Lost, Pool
 from shardsieve.engines.ray_worker import Place, save
 from shardsieve.errors import ConfigError, DataError, DeviceUnavailable
@@ -71,7 +71,7 @@ class RayExecutor:
             )
         self._progress, self._address = progress, address
         self._workers, self._cpus = workers, cpus
-        self._started = False
+        self._started, self._joined = False, False
         self._pool: Pool | None = None
 
     def close(self) -> None:
@@ -148,6 +148,48 @@ class RayExecutor:
             # Actors of a cut-off job are still at it, and idle ones may hold memory of a GPU.
             if not finished or pool.gpus:
                 pool.close()
+            shutil.rmtree(out / MEETING, ignore_errors=True)
+
+    def processes(self, asked: int, device: torch.device, most: int) -> int:
+        """As many as asked for; else as many as there are workers."""
+        if asked > 1:
+            return asked
+        gpu = device.type == "cuda"
+        has = self._resources()
+        room = has.get("GPU", 1) if gpu else has.get("CPU", 1) // self._cpus_of(gpu)
+        return max(1, min(self._workers or int(room), most))
+
+    def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:
+        """As many beside each as `embed` has."""
+        return processes * self.decoders(asked, device)
+
+    def together(
+        self,
+        training: Training[R],
+        processes: int,
+        device: torch.device,
+        out: Path,
+        progress: Progress,
+    ) -> R:
+        """By Ray Train; a lost worker costs what was trained since the last state."""
+        from shardsieve.engines.ray_train import train_on_ray
+
+        self._connect()
+        # The actors of other stages hold what the workers of this one ask for.
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        gpu = device.type == "cuda"
+        resources = {"CPU": float(self._cpus_of(gpu))} | ({"GPU": 1.0} if gpu else {})
+        shutil.rmtree(out / MEETING, ignore_errors=True)
+        place = Place(out.resolve(), uuid.uuid4().hex)
+        place.meeting.mkdir(parents=True)
+        try:
+            result: R = train_on_ray(
+                training, place, processes, resources, progress, shown=self._joined
+            )
+            return result
+        finally:
             shutil.rmtree(out / MEETING, ignore_errors=True)
 
     def _collect(
@@ -239,7 +281,7 @@ class RayExecutor:
                 f"--address {address}: no Ray cluster can be reached there ({error}). "
                 "Start one with `ray start --head`, or leave --address out"
             ) from error
-        self._started = True
+        self._started, self._joined = True, address != "local"
         cores = ray.cluster_resources().get("CPU", 0)
         self._progress.note(
             f"ray: {len(ray.nodes())} nodes, {cores:,.0f} cores, "

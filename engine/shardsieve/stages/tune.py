@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +16,18 @@ from shardsieve.config import TuneConfig
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import Suggestions
+from shardsieve.engines.executor import Executor, Local
+from shardsieve.engines.processes import Group, check_batch_norm
 from shardsieve.errors import ConfigError, DataError
-from shardsieve.progress import Progress, Silent, console_progress
+from shardsieve.progress import Progress
 from shardsieve.tuning.job import Beliefs, Job
-from shardsieve.tuning.processes import Group, check_processes, run_in
+from shardsieve.tuning.randomness import threads_of
 from shardsieve.tuning.trainer import train
 
 
-def tune(job: Job, *, device: torch.device, progress: Progress) -> StageResult:
+def tune(
+    job: Job, *, device: torch.device, progress: Progress, executor: Executor | None = None
+) -> StageResult:
     """Fine-tunes a network on the clean samples, in one process or several.
 
     It goes on from what an interrupted call left in `job.out`.
@@ -30,7 +35,9 @@ def tune(job: Job, *, device: torch.device, progress: Progress) -> StageResult:
     Args:
         job: Samples, labels and settings.
         device: Where the network runs; with several processes, the kind of device.
-        progress: Where to report. Several processes report to the terminal, if anywhere.
+        progress: Where to report. Several processes of this machine report to the terminal, if
+            anywhere.
+        executor: Who starts the processes; default: this one.
 
     Raises:
         DataError: No sample is clean, or there is nothing to validate on.
@@ -42,12 +49,10 @@ def tune(job: Job, *, device: torch.device, progress: Progress) -> StageResult:
     if not job.kept_N.any():
         raise DataError("no sample is clean, so there is nothing to fine-tune on; lower select.tau")
     processes = job.config.processes
-    check_processes(processes, device, job.config.batch_norm)
-    if processes == 1:
-        result = train(job, Group(device), progress)
-    else:
-        work = partial(_in_process, job, not isinstance(progress, Silent))
-        result = run_in(processes, device.type, job.out, work)
+    check_batch_norm(processes, device, job.config.batch_norm)
+    # Counted here, as other machines may have more: the last bits of a sum depend on it.
+    call = partial(_in_process, job, threads_of(processes))
+    result = (executor or Local()).together(call, processes, device, job.out, progress)
     if job.validation is not None:
         unusable = int(np.count_nonzero(~job.validation.usable_N))
         if unusable:
@@ -57,8 +62,8 @@ def tune(job: Job, *, device: torch.device, progress: Progress) -> StageResult:
     return result
 
 
-def _in_process(job: Job, reports: bool, group: Group) -> StageResult:
-    return train(job, group, console_progress() if reports and group.leads else Silent())
+def _in_process(job: Job, threads: int, group: Group, out: Path, progress: Progress) -> StageResult:
+    return train(replace(job, out=out), group, progress, threads)
 
 
 def with_suggestions(job: Job, suggestions: Suggestions, config: TuneConfig) -> Job:

@@ -10,8 +10,8 @@ import torch
 
 from shardsieve.data.disk import sync_folder
 from shardsieve.data.table import replace_file
+from shardsieve.engines.processes import Group
 from shardsieve.errors import DataError
-from shardsieve.tuning.processes import Group
 
 # A finished stage loses what ends in .part, at the very moment that it counts as finished.
 FILE = "resume.part"

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from shardsieve.config import Precision
+from shardsieve.engines.processes import Group
 from shardsieve.errors import DataError
 from shardsieve.models.backbone import Preprocessing
 from shardsieve.models.precision import autocast
 from shardsieve.progress import Progress
 from shardsieve.shards.dataset import Decoded, ImageRows, stream
 from shardsieve.tuning.job import Labelled
-from shardsieve.tuning.processes import Group
 from shardsieve_kernels import Backend
 from shardsieve_kernels.softmax_stats import softmax_stats
 

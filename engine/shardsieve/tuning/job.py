@@ -79,8 +79,8 @@ class Job:
         decided_N: (N,) samples that people decided on; reselection leaves them as they are.
         loss_N: (N,) f32, the probe's cross entropy in nats, NaN where there is none.
         beliefs: For `config.labels` = "soft", else None.
-        head: The probe's `head.safetensors`.
-        config: Epochs, optimiser, augmentation, reselection.
+        head: Content of the probe's `head.safetensors`.
+        config: Epochs, optimiser, augmentation, reselection; `processes` is resolved.
         embed: The backbone as it was embedded.
         select: The recipe, for reselection.
         q: Of the probe's loss, for `select.loss` = "gce".
@@ -98,7 +98,7 @@ class Job:
     decided_N: npt.NDArray[np.bool_]
     loss_N: npt.NDArray[np.float32]
     beliefs: Beliefs | None
-    head: Path
+    head: bytes
     config: TuneConfig
     embed: EmbedConfig
     select: SelectConfig

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from shardsieve.config import TuneConfig
+from shardsieve.engines.processes import Group
 from shardsieve.errors import ConfigError
-from shardsieve.tuning.processes import Group
 
 _MOMENTUM = 0.9
 # Of the schedule in an epoch: its number of steps may change with the selection.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shardsieve.tuning.processes import Group
+from shardsieve.engines.processes import Group
 from shardsieve.tuning.steps import Outcome
 
 _COUNTERS = (

@@ -40,19 +40,19 @@ def threads_of(world: int) -> int:
 
 
 @contextmanager
-def caller_undisturbed(world: int) -> Iterator[None]:
+def caller_undisturbed(threads: int) -> Iterator[None]:
     """Gives generators and threads of the process back as they were, and sets the threads.
 
     Args:
-        world: Processes that share the cores.
+        threads: With how many torch is to compute.
     """
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_of(world))
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads_before)
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         random.setstate(before[2])

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shardsieve.engines.processes import Group
 from shardsieve.selection.turn import mixture_losses, select_turn
 from shardsieve.tuning.job import Job
-from shardsieve.tuning.processes import Group
 
 
 def reselect(job: Job, losses_N: npt.NDArray[np.float32], group: Group) -> npt.NDArray[np.bool_]:

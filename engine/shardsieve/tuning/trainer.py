@@ -10,10 +10,11 @@ import time
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from shardsieve.data.record import StageResult
+from shardsieve.engines.processes import Group
 from shardsieve.errors import BackboneError, DataError
 from shardsieve.models.backbone import load_classifier
 from shardsieve.models.tuned import save_tuned
@@ -25,7 +26,6 @@ from shardsieve.tuning.metrics import MetricsLog
 from shardsieve.tuning.optimisation import Optimisation
 from shardsieve.tuning.order import Epoch, draw_epoch
 from shardsieve.tuning.position import Position
-from shardsieve.tuning.processes import Group
 from shardsieve.tuning.randomness import caller_undisturbed, seed_everything
 from shardsieve.tuning.reselection import SeenLosses, reselect
 from shardsieve.tuning.steps import Steps
@@ -33,7 +33,7 @@ from shardsieve.tuning.steps import Steps
 MODEL, LAST = "model.safetensors", "last.safetensors"
 
 
-def train(job: Job, group: Group, progress: Progress) -> StageResult:
+def train(job: Job, group: Group, progress: Progress, threads: int) -> StageResult:
     """Fine-tunes the whole network from the probe's head on the clean samples.
 
     TURN step 3: every epoch draws the same number of clean samples from each class, as many as the
@@ -46,13 +46,14 @@ def train(job: Job, group: Group, progress: Progress) -> StageResult:
             `metrics.jsonl`.
         group: The processes that share each step; each of them calls this.
         progress: Where to report.
+        threads: With how many each process computes on a CPU.
 
     Raises:
         DataError: Reselection left no clean sample, the loss is no number, or no validation image
             can be decoded.
         BackboneError: The network has no linear classifier, or cannot checkpoint gradients.
     """
-    with caller_undisturbed(group.world):
+    with caller_undisturbed(threads):
         trainer = _Trainer(job, group, progress)
         try:
             return trainer.run()
@@ -211,6 +212,7 @@ class _Trainer:
                 "known_losses": self._seen.known_N,
             }
             write_state(self._job.out, state)
+            self._group.saved()
         # Nobody may be far ahead when the first one is killed.
         self._group.sum_(torch.zeros(1, device=self._group.device))
 
@@ -244,7 +246,7 @@ class _Trainer:
 
 
 def _network(job: Job, group: Group) -> tuple[nn.Module, Any]:
-    weights = load_file(job.head)
+    weights = load(job.head)
     network, preprocessing = load_classifier(
         job.embed, weights["weight"], weights["bias"], group.device
     )

@@ -1,4 +1,4 @@
-"""Several processes of one machine that tune one network: torch DDP, started by torch elastic."""
+"""Processes that tune one network together: torch DDP; those of one machine by torch elastic."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ from shardsieve.errors import ConfigError, DeviceUnavailable, ShardsieveError
 
 T = TypeVar("T")
 
+
+def _nothing() -> None:
+    pass
+
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -33,11 +38,14 @@ class Group:
         device: Where this one computes.
         rank: Its number.
         world: How many there are.
+        saved: The one that leads calls it when its folder holds all that a fresh start of the
+            group needs.
     """
 
     device: torch.device
     rank: int = 0
     world: int = 1
+    saved: Callable[[], None] = _nothing
 
     @property
     def leads(self) -> bool:
@@ -67,11 +75,11 @@ class Group:
         )
 
 
-def check_processes(processes: int, device: torch.device, batch_norm: str) -> None:
-    """Refuses numbers of processes that cannot work here.
+def check_processes(processes: int, device: torch.device) -> None:
+    """Refuses numbers of processes that this machine cannot have.
 
     Raises:
-        ConfigError: One device was named, or batch norms would see a part of each step.
+        ConfigError: One device was named.
         DeviceUnavailable: There are fewer GPUs.
     """
     if processes == 1:
@@ -84,7 +92,15 @@ def check_processes(processes: int, device: torch.device, batch_norm: str) -> No
         raise DeviceUnavailable(
             f"tune.processes = {processes}: there are {torch.cuda.device_count()} GPUs"
         )
-    if device.type == "cpu" and batch_norm == "trained":
+
+
+def check_batch_norm(processes: int, device: torch.device, batch_norm: str) -> None:
+    """Refuses batch norms that would see a part of each step.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    if processes > 1 and device.type == "cpu" and batch_norm == "trained":
         raise ConfigError(
             f"tune.batch_norm = trained with tune.processes = {processes} needs GPUs: "
             "torch has no batch norm over several processes on a CPU"
