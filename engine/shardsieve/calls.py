@@ -22,7 +22,7 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import DECIDED_REASONS, Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.data.scores import Decisions, Suggestions
-from shardsieve.engines.executor import Executor, Local, usable_cores
+from shardsieve.engines.executor import Executor, Local, cores_for
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.identity import judgement_key
 from shardsieve.leaks import find_leaks
@@ -102,7 +102,6 @@ class Calls:
         Raises:
             DeviceUnavailable: It was named and cannot be used.
         """
-        # torch takes seconds to load, and a stage that is up to date does not need it.
         from shardsieve.models.precision import resolve_device
 
         return resolve_device(self._executor.device_here(self._config.device))
@@ -163,12 +162,9 @@ class Calls:
         tune = self._config.tune
         if tune.tensorboard or tune.optimiser not in ("adamw", "sgd"):
             # torch and timm take seconds to load.
-            from shardsieve.tuning.metrics import refuse_without_tensorboard
-            from shardsieve.tuning.optimisation import refuse_unknown_optimiser
+            from shardsieve.tuning.refusals import refuse_what_is_missing
 
-            refuse_unknown_optimiser(tune.optimiser)
-            if tune.tensorboard:
-                refuse_without_tensorboard()
+            refuse_what_is_missing(tune)
         if tune.labels != "given" and self._config.select.recipe != "best":
             raise ConfigError(f"tune.labels = {tune.labels} needs select.recipe = best")
         if tune.processes > 1:
@@ -193,7 +189,7 @@ class Calls:
             out=out,
             progress=self._progress,
             previous=self._directory.folder("index"),
-            threads=usable_cores() if self._config.workers is None else self._config.workers,
+            threads=cores_for(self._config.workers),
             backend="reference" if self.backend == "reference" else "cpu",
             executor=self._executor,
         )
@@ -245,7 +241,7 @@ class Calls:
             probe_config=self._config.probe,
             out=out,
             seed=self._config.seed,
-            # Only the recipe `best` trains, and torch takes seconds to load.
+            # Only the recipe `best` trains.
             device=self.device if self._config.select.recipe == "best" else None,
             backend=self.backend,
             decisions=self._decisions,
@@ -258,7 +254,7 @@ class Calls:
                 out=out,
                 earlier=earlier,
                 executor=self._executor,
-                threads=self._workers,
+                threads=cores_for(self._config.workers),
                 progress=self._progress,
             ),
             progress=self._progress,

@@ -252,7 +252,7 @@ class Local:
 
     def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:
         """One per core, at most 8."""
-        return usable_cores() if asked is None else asked
+        return cores_for(asked)
 
     def together(
         self,
@@ -317,3 +317,8 @@ def usable_cores(most: int = 8) -> int:
     # Not every system can say which cores this process may use.
     allowed = getattr(os, "sched_getaffinity", None)
     return min(most, len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+
+def cores_for(asked: int | None) -> int:
+    """Returns the setting `workers`, or as many as there are cores that pay."""
+    return usable_cores() if asked is None else asked
