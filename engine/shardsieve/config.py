@@ -220,7 +220,7 @@ class Config(Section):
     manifest says what it came to."""
     workers: int | None = Field(None, ge=0)
     """Threads that decode images for embed, and processes that do for tune; default: one per core,
-    at most 8. 0: none beside the one that computes."""
+    but at most 8 for tune on a CPU. 0: none beside the one that computes."""
     index: IndexConfig = IndexConfig()
     embed: EmbedConfig = EmbedConfig()
     probe: ProbeConfig = ProbeConfig()

@@ -117,6 +117,8 @@ def test_batch_sizes(checkpoint):
     assert batch_size(embed_config(checkpoint), CPU) == CPU_BATCH
     assert batch_size(embed_config(checkpoint), GPU) is None
     assert batch_size(embed_config(checkpoint, batch_size=7), GPU) == 7
+    # Every size that is tried would be compiled.
+    assert batch_size(embed_config(checkpoint, compile=True), GPU) == 256
     with pytest.raises(ConfigError, match=r"embed\.batch_size"):
         embed_config(checkpoint, batch_size=0)
 

@@ -24,6 +24,8 @@ MEETING = "from-workers"
 
 # Each has a batch and a part of the memory of the network.
 _MOST_LANES = 64
+# Processes, each with the memory of an interpreter.
+_MOST_LOADERS = 32
 
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)
@@ -223,10 +225,8 @@ class Local:
         return resolve_precision(precision, device)
 
     def decoders(self, asked: int | None, device: torch.device) -> int:
-        """One per core; beside a GPU at most 8."""
-        if asked is not None:
-            return asked
-        return usable_cores() if device.type == "cuda" else usable_cores(most=_MOST_LANES)
+        """One per core."""
+        return usable_cores(most=_MOST_LANES) if asked is None else asked
 
     def map(
         self, job: Job[P, R], pieces: Sequence[P], out: Path, advance: Advance, *, threads: int = 0
@@ -251,8 +251,8 @@ class Local:
         return asked
 
     def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:
-        """One per core, at most 8."""
-        return cores_for(asked)
+        """One per core; on a CPU at most 8."""
+        return loaders(asked, device)
 
     def together(
         self,
@@ -310,6 +310,13 @@ def _in_process(training: Training[R], out: Path, reports: bool, group: Group) -
 
 def _silent(amount: int) -> None:
     pass
+
+
+def loaders(asked: int | None, device: torch.device) -> int:
+    """Returns how many processes decode for tune: a GPU waits for them, a CPU shares its cores."""
+    if asked is not None:
+        return asked
+    return usable_cores(most=_MOST_LOADERS) if device.type == "cuda" else usable_cores()
 
 
 def usable_cores(most: int = 8) -> int:

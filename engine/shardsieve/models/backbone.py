@@ -9,6 +9,7 @@ import pickle
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,17 @@ class Preprocessing:
 
     def normalise(self, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Moves (B, 3, S, S) u8 to the device and scales it to the network's range, f32."""
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        mean, std = _levels(self.mean, device), _levels(self.std, device)
         moved = pixels.to(device, non_blocking=True)
         return ((moved.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=64)
+def _levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Per channel, in levels of 255, on the device: a copy for every batch would wait for it."""
+    # Not of inference mode, whatever called first: training uses it as well.
+    with torch.inference_mode(False):
+        return (torch.tensor(values).view(1, -1, 1, 1) * 255).to(device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,9 @@ def batch_size(config: EmbedConfig, device: torch.device) -> int | None:
     """Returns how many images go through the network at a time, None if that is to be found out."""
     if config.batch_size != "auto":
         return config.batch_size
-    return CPU_BATCH if device.type == "cpu" else None
+    if device.type == "cpu":
+        return CPU_BATCH
+    return _COMPILED_BATCH if config.compile else None
 
 
 def find_batch_size(engine: Engine, side: int, device: torch.device) -> int:

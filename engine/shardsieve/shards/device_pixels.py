@@ -5,6 +5,7 @@ Shapes: B images of a batch, S side of the output in pixels.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -58,29 +59,46 @@ class DeviceBatches(ImageBatches):
 
     def __call__(self, rows: Rows) -> Batch:
         """Decodes the images of some rows; the pixels lie on the device, ready for any stream."""
+        begun = time.perf_counter()
         data = {row: self.read(row) for row in rows.tolist()}
-        # Each thread has a stream of its own, so that it does not wait for the network.
-        with quiet_pillow(), _own_stream(self._device):
+        loaded = time.perf_counter()
+        with quiet_pillow(), self._own_stream():
             done = self._on_device({row: turn for row in data if (turn := _turn(data[row]))}, data)
             refused = []
             for row in data:
                 if row in done:
                     continue
                 try:
-                    done[row] = torch.from_numpy(self._decode(row, data[row])).to(self._device)
+                    pixels = torch.from_numpy(self._decode(row, data[row]))
                 except ValueError as error:
                     refused.append((row, str(error)))
+                else:
+                    done[row] = pixels.to(self._device).float()
             good = [row for row in data if row in done]
-            shape = (0, 3, self._fit.side, self._fit.side)
-            pixels = (
-                torch.stack([done[row] for row in good])
-                if good
-                else torch.empty(shape, dtype=torch.uint8, device=self._device)
-            )
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            pixels = self._stacked([done[row] for row in good])
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
+        self.clock.add(read_s=loaded - begun, decode_s=time.perf_counter() - loaded)
         return Batch(pixels, np.array(good, np.int64), refused)
+
+    def _stacked(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Levels as f32 to u8, all at once: a launch costs more than such a small image."""
+        if not images:
+            shape = (0, 3, self._fit.side, self._fit.side)
+            return torch.empty(shape, dtype=torch.uint8, device=self._device)
+        levels = torch.stack(images).round_().clamp_(0, 255)
+        return levels.to(torch.uint8, memory_format=torch.channels_last)
+
+    def _own_stream(self) -> AbstractContextManager[Any]:
+        """A stream of each thread, so that it does not wait for the network.
+
+        Always the same: what torch keeps of the memory of one stream serves no other.
+        """
+        if self._device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._local, "stream"):
+            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._local.stream)
 
     def _on_device(
         self, turns: dict[int, tuple[int, bool]], data: dict[int, bytes]
@@ -103,6 +121,9 @@ class DeviceBatches(ImageBatches):
         except RuntimeError:
             # One bad image refuses the whole list: one by one, so that only that one is left over.
             images = {}
+            if self._device.type == "cuda":
+                # The decoder has a stream of its own, and may still write where the next will lie.
+                torch.cuda.synchronize(self._device)
             for row in rows:
                 try:
                     images[row] = decoded([row])[0]
@@ -111,7 +132,8 @@ class DeviceBatches(ImageBatches):
         return {row: self._resized(image, turns[row]) for row, image in images.items()}
 
     def _resized(self, image: torch.Tensor, turn: tuple[int, bool]) -> torch.Tensor:
-        image = torch.rot90(image, turn[0], (1, 2))
+        # A turn of zero would be a copy.
+        image = torch.rot90(image, turn[0], (1, 2)) if turn[0] else image
         image = image.flip(2) if turn[1] else image
         height, width = image.shape[1:]
         edge, side = self._fit.edge, self._fit.side
@@ -120,8 +142,7 @@ class DeviceBatches(ImageBatches):
             image[None].float(), size=(tall, wide), mode=self._fit.filter, antialias=True
         )
         top, left = round((tall - side) / 2.0), round((wide - side) / 2.0)
-        cut = whole[0, :, top : top + side, left : left + side]
-        return cut.round().clamp(0, 255).to(torch.uint8)
+        return whole[0, :, top : top + side, left : left + side]
 
 
 def _turn(data: bytes) -> tuple[int, bool] | None:
@@ -136,9 +157,3 @@ def _turn(data: bytes) -> tuple[int, bool] | None:
     if image.mode not in ("RGB", "L"):
         return None
     return (0, False) if method is None else _TURNS[method]
-
-
-def _own_stream(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]

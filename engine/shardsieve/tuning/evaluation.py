@@ -25,7 +25,8 @@ from shardsieve.tuning.job import Labelled
 from shardsieve_kernels import Backend
 from shardsieve_kernels.softmax_stats import softmax_stats
 
-_BATCH = 64
+# On a GPU every batch is waited for once.
+_BATCH, _GPU_BATCH = 64, 128
 
 Batch = tuple[torch.Tensor, npt.NDArray[np.int64], list[Decoded]]
 
@@ -80,7 +81,8 @@ def evaluate(
     network.eval()
     group = reading.group
     mine = np.flatnonzero(samples.usable_N)[group.rank :: group.world]
-    batches = np.array_split(mine, max(1, -(-len(mine) // _BATCH)))
+    size = _GPU_BATCH if group.device.type == "cuda" else _BATCH
+    batches = np.array_split(mine, max(1, -(-len(mine) // size)))
     transform = reading.preprocessing.evaluation()
     with reading.progress.track(stage, len(mine), "images") as advance:
         for pixels, rows, bad in reading.batches(samples, batches, transform):

@@ -126,15 +126,19 @@ class Steps:
         group, job = self._reading.group, self._job
         if not len(rows):
             return self._empty_part(waited)
-        label_B = torch.from_numpy(job.samples.label_N[rows].astype(np.int64)).to(group.device)
+        given_B = torch.from_numpy(job.samples.label_N[rows].astype(np.int64))
+        label_B = _sent(given_B, group.device)
         images = self._reading.preprocessing.normalise(pixels, group.device)
         if self._erase is not None:
             images = self._erase(images)
         if self._mixing is not None:
             images, target_BK = self._mixing(images, label_B)
         elif job.beliefs is not None:
-            target_BK = soft_targets(
-                job.beliefs, rows, label_B, len(job.classes), job.config.label_smoothing
+            target_BK = _sent(
+                soft_targets(
+                    job.beliefs, rows, given_B, len(job.classes), job.config.label_smoothing
+                ),
+                group.device,
             )
         else:
             target_BK = hard_targets(label_B, len(job.classes), job.config.label_smoothing)
@@ -143,8 +147,9 @@ class Steps:
         # DDP averages over the processes; the mean is over the whole step.
         self._optimisation.backward(loss_sum * (group.world / step_size))
         with torch.no_grad():
-            given_B = nn.functional.cross_entropy(logits_BK, label_B, reduction="none")
-        return Outcome(torch.from_numpy(rows).to(group.device), given_B, loss_sum.detach(), waited)
+            loss_B = nn.functional.cross_entropy(logits_BK, label_B, reduction="none")
+        at_B = _sent(torch.from_numpy(rows), group.device)
+        return Outcome(at_B, loss_B, loss_sum.detach(), waited)
 
     def _empty_part(self, waited: float) -> Outcome:
         """Does nothing, but takes part where other processes wait for gradients."""
@@ -159,6 +164,13 @@ class Steps:
             torch.zeros((), device=device),
             waited,
         )
+
+
+def _sent(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves numbers to a GPU without waiting for what it still has to do."""
+    if device.type != "cuda":
+        return numbers.to(device)
+    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _joined(outcomes: list[Outcome]) -> Outcome:

@@ -143,6 +143,9 @@ class _Trainer:
                     position.seconds += time.monotonic() - start
                     start = time.monotonic()
                     self._save_state()
+        if self._group.device.type == "cuda":
+            # The last steps are still under way there.
+            torch.cuda.synchronize(self._group.device)
         position.seconds += time.monotonic() - start
         return epoch
 
