@@ -21,6 +21,9 @@ _HALF = 0.5
 # the fits that choose between them. Beside it every row has so many samples spread over all
 # classes: without them a class that was left out once would never come back.
 _MASSES, _MASS_STEPS, _SPREAD = (0.0, 50.0, 500.0, 5000.0), 10, 5.0
+# Labels for each entry of the transition matrix from which it needs no such prior, which would do
+# harm: where noise follows the image, a fit that is even takes it for doubt about the images.
+_ENOUGH = 20
 # The even noise is never none: what looks like doubt about the images may be noise.
 _MOST_KEPT = 0.98
 _LEAST = 1e-300
@@ -179,12 +182,14 @@ def _prior(
     is the one with which T predicts each label best when it is fitted without it.
 
     Returns:
-        The even model; (K, K) pseudo-counts.
+        The even model, or the start where there are labels enough; (K, K) pseudo-counts.
     """
+    spread_KK = np.full_like(start.transition_KK, _SPREAD / len(start.transition_KK))
+    if len(label_N) >= _ENOUGH * spread_KK.size:
+        return start, spread_KK
     even = _fit_evenly(logits_MNK, label_N, start)
     probability_NK = class_probabilities(logits_MNK, even.weight_M)
-    spread = _SPREAD / len(even.transition_KK)
-    priors = [spread + mass * even.transition_KK for mass in _MASSES]
+    priors = [spread_KK + mass * even.transition_KK for mass in _MASSES]
     return even, max(priors, key=lambda prior_KK: _left_out(probability_NK, label_N, prior_KK))
 
 
