@@ -7,6 +7,7 @@ import gc
 import io
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +42,8 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.setenv(name, value)
+        # What the workers call is made in tests/tunable.py.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         for _ in range(3):
             # Ray gives its agents 15 seconds to start, which a busy machine may not keep.
             with contextlib.suppress(Exception):
