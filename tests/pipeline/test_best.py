@@ -47,7 +47,7 @@ def test_record_holds_rate_and_matrix(finished, shards):
     classes = finished.classes.to_pydict()
     assert set(classes["rule"]) == {"posterior"}
     np.testing.assert_allclose(1 - np.diag(given), classes["noise_true"])
-    assert not (finished.path / "select" / "points.npy").exists()
+    assert not (finished.path / "select" / "scratch").exists()
 
 
 def test_another_tau_takes_the_judgement_over(finished, shards, settings, tmp_path, monkeypatch):

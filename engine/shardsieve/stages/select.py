@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 # Rows that the axes are found on.
 _AXIS_ROWS = 50_000
 _BLOCK_ROWS = 16_384
+# What `best` maps from files.
+_SCRATCH = "scratch"
 
 
 def select(
@@ -102,6 +104,8 @@ def select(
     Returns:
         Counts by reason; the kept fraction against tau; a note on every fallback.
     """
+    # What a call left that was killed.
+    shutil.rmtree(out / _SCRATCH, ignore_errors=True)
     reason_N, detail_N = _unusable(index, features, losses)
     rows = np.flatnonzero(reason_N == Reason.KEPT)
     label_R = index.label_N[rows]
@@ -254,21 +258,21 @@ def _clean(
     if len(rows) > _AXIS_ROWS:
         few = np.sort(np.random.default_rng([seed, 2]).choice(rows, _AXIS_ROWS, replace=False))
     projection = fit_projection(features.take(few))
-    with (
-        # What is mapped from files here is gone with the judgement.
-        TemporaryDirectory(prefix="best-", dir=out) as folder,
-        progress.track("best", PASSES * len(rows), "samples") as advance,
-    ):
-        return select_best(
-            _project(features, rows, projection, Path(folder) / "points.npy"),
+    folder = out / _SCRATCH
+    folder.mkdir()
+    with progress.track("best", PASSES * len(rows), "samples") as advance:
+        cleaning = select_best(
+            _project(features, rows, projection, folder / "points.npy"),
             projection.views,
             index.label_N[rows],
             index.n_classes,
             fold_R,
             probe_logits=probe_logits,
-            folder=Path(folder),
+            folder=folder,
             advance=advance,
         )
+    shutil.rmtree(folder)
+    return cleaning
 
 
 def _project(
