@@ -51,7 +51,11 @@ def test_default_backbone_comes_with_the_package():
 def test_features_are_those_of_timm(tmp_path, suffix):
     network = random_network()
     path = saved(tmp_path, network.state_dict(), f"weights{suffix}")
-    backbone = load_backbone(EmbedConfig(backbone="test_resnet", checkpoint=path), CPU)
+    config = EmbedConfig(backbone="test_resnet", checkpoint=path, crop_pct="timm")
+    backbone = load_backbone(config, CPU)
+    assert (
+        load_backbone(config.model_copy(update={"crop_pct": 1.0}), CPU).preprocessing.crop_pct == 1
+    )
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8))
 
     # timm's own pipeline, floats and all.
