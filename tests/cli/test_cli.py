@@ -53,6 +53,7 @@ def test_each_verb_has_help(verb):
     assert len(done.stdout.splitlines()) > 5
 
 
+@pytest.mark.timeout(300)
 def test_clean_prints_json_on_stdout_and_progress_on_stderr(shards, checkpoint, tmp_path):
     done = shardsieve(
         "clean", *shards.patterns, "-o", tmp_path / "RUN", "--checkpoint", checkpoint, *TINY,
