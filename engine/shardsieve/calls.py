@@ -72,6 +72,7 @@ class Calls:
         self._decisions = decisions
         self._executor = executor or Local()
         self._run = Run(directory.path)
+        self._precisions: dict[str, Precision] = {}
         # Whoever keeps the networks off the GPU means the kernels, too.
         keep_off_gpu = config.backend == "auto" and config.device == "cpu"
         self.backend = resolve_backend("cpu" if keep_off_gpu else config.backend)
@@ -115,14 +116,18 @@ class Calls:
         """
         return self._executor.device(self._config.device)
 
-    @cached_property
-    def embed_precision(self) -> Precision:
-        """The number format of `embed` there.
+    def precision_of(self, stage: str) -> Precision:
+        """Returns the number format of `embed` or `tune` there.
 
         Raises:
             DeviceUnavailable: The device cannot compute in it.
         """
-        return self._executor.precision(self._config.embed.precision, self.embed_device)
+        if stage not in self._precisions:
+            # On a cluster a worker with a GPU is asked.
+            asked = {"embed": self._config.embed.precision, "tune": self._config.tune.precision}
+            found = self._executor.precision(asked[stage], self.embed_device)
+            self._precisions[stage] = found
+        return self._precisions[stage]
 
     @property
     def _embed_devices(self) -> list[torch.device]:
@@ -134,15 +139,6 @@ class Calls:
         if stage in ("embed", "tune"):
             return self.embed_device
         return self.device if stage == "probe" else "cpu"
-
-    @cached_property
-    def tune_precision(self) -> Precision:
-        """The number format of `tune` there.
-
-        Raises:
-            DeviceUnavailable: The device cannot compute in it.
-        """
-        return self._executor.precision(self._config.tune.precision, self.embed_device)
 
     @cached_property
     def _processes(self) -> int:
@@ -200,7 +196,7 @@ class Calls:
         return embed(
             self._run.index,
             # The same for all workers, whatever each would choose.
-            self._config.embed.model_copy(update={"precision": self.embed_precision}),
+            self._config.embed.model_copy(update={"precision": self.precision_of("embed")}),
             out=out,
             devices=self._embed_devices,
             workers=self._executor.decoders(self._config.workers, self.embed_device),
@@ -285,7 +281,7 @@ class Calls:
             validation=Labelled.of(validation) if validation is not None else None,
             out=out,
             seed=config.seed,
-            precision=self.tune_precision,
+            precision=self.precision_of("tune"),
             workers=self._executor.decoders_together(
                 config.workers, self.embed_device, self._processes
             ),

@@ -73,7 +73,7 @@ Validation = Annotated[
 Recipe = Annotated[str | None, typer.Option(help="best or turn [default: best].")]
 Purity = Annotated[
     float | None,
-    typer.Option(help="In place of tau, with --recipe best: share of the kept labels to be right."),
+    typer.Option(help="In place of tau, not with the recipe turn: share of right kept labels."),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [default: auto].")]
 
@@ -190,36 +190,21 @@ def _stage_command(stage: str, explanation: str) -> None:
     app.command(name=stage, help=explanation)(command)
 
 
-@app.command()
-def embed(
-    run: RunPath,
-    engine: EngineOption = "local",
-    address: Address = None,
-    ray_workers: RayWorkers = None,
-    ray_cpus: RayCpus = None,
-    config: ConfigFile = None,
-    set_: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run the frozen backbone once over every image and cache the features."""
-    where = partial(engine_of, engine, address, ray_workers, ray_cpus)
-    _run_on("embed", where, run, set_, config, as_json)
+def _stage_command_on_engines(stage: str, explanation: str) -> None:
+    def command(
+        run: RunPath,
+        engine: EngineOption = "local",
+        address: Address = None,
+        ray_workers: RayWorkers = None,
+        ray_cpus: RayCpus = None,
+        config: ConfigFile = None,
+        set_: Set = None,
+        as_json: AsJson = False,
+    ) -> None:
+        where = partial(engine_of, engine, address, ray_workers, ray_cpus)
+        _run_on(stage, where, run, set_, config, as_json)
 
-
-@app.command()
-def tune(
-    run: RunPath,
-    engine: EngineOption = "local",
-    address: Address = None,
-    ray_workers: RayWorkers = None,
-    ray_cpus: RayCpus = None,
-    config: ConfigFile = None,
-    set_: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Fine-tune the whole network on the clean samples."""
-    where = partial(engine_of, engine, address, ray_workers, ray_cpus)
-    _run_on("tune", where, run, set_, config, as_json)
+    app.command(name=stage, help=explanation)(command)
 
 
 def _run_on(
@@ -240,8 +225,12 @@ def _run_on(
     _finish(work, as_json, _stage_summary(stage))
 
 
+_stage_command_on_engines(
+    "embed", "Run the frozen backbone once over every image and cache the features."
+)
 _stage_command("probe", "Train the linear probe on the cached features and score every sample.")
 _stage_command("select", "Fit the mixtures and decide which samples are kept.")
+_stage_command_on_engines("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("report", "Write the page to look at.")
 cli_run.add_to(app)
 cli_predict.add_to(app)

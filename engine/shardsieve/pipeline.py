@@ -45,7 +45,7 @@ def clean(
     Args:
         shards: Paths, brace patterns, globs, folders or text lists.
         out: The run directory.
-        config: Settings; the defaults follow the paper.
+        config: Settings; `preset:turn` has the paper's.
         tune: Also fine-tune the network on the clean samples.
         progress: Where to report; default: nowhere.
         engine: `local`, `ray`, or `Engine("ray", address="auto")`. It changes no result: a run that
@@ -167,7 +167,7 @@ class _Line:
             self._calls.device  # noqa: B018
         for name, section in (("embed", config.embed), ("tune", config.tune)):
             if name in names and section.precision == "fp16":
-                getattr(self._calls, f"{name}_precision")
+                self._calls.precision_of(name)
         if "tune" in names:
             self._calls.refuse_tuning_that_cannot_work()
         usual = (None, "torch", "fast", "exact", "auto", "fp32")
@@ -297,7 +297,7 @@ class _Line:
         """What an interrupted embed must be gone on with: one store, one arithmetic."""
         if stage.name != "embed":
             return {}
-        return {"made_with": f"{self._calls.embed_device.type} {self._calls.embed_precision}"}
+        return {"made_with": f"{self._calls.embed_device.type} {self._calls.precision_of('embed')}"}
 
     def _key(self, stage: str) -> str | None:
         record = self._directory.record(stage)

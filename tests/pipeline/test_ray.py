@@ -1,7 +1,5 @@
 """The line on Ray: the bytes of the local engine, however many workers and whoever dies."""
 
-import contextlib
-import gc
 import hashlib
 import io
 import os
@@ -11,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 
 import pytest
+from clusters import cluster_of
 from tiny import write_shards
 
 import shardsieve
@@ -31,14 +29,6 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 FOLDERS = ("index", "embed", "probe", "select", "clean")
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "disabled",
-    # Where tests share a machine, Ray's workers would give way to everything else on it.
-    "RAY_worker_niceness": "0",
-    "RAY_raylet_start_wait_time_s": "180",
-}
 
 
 def files_of(out):
@@ -72,30 +62,8 @@ def alone(many, held_out, settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Room for three workers, whatever this machine has."""
-    before = {name: os.environ.get(name) for name in QUIET}
-    os.environ.update(QUIET)
-    for _ in range(3):
-        # Ray gives its agents 15 seconds to start, which a busy machine may not keep.
-        with contextlib.suppress(Exception):
-            ray.init(
-                "local",
-                num_cpus=3,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=100_000_000,
-            )
-            break
-    assert ray.is_initialized(), "Ray did not start"
-    yield
-    with warnings.catch_warnings():
-        # Ray leaves its processes to the garbage collector, which is to come here and not later.
-        warnings.simplefilter("ignore", ResourceWarning)
-        ray.shutdown()
-        gc.collect()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with cluster_of(3):
+        yield
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.soak)])

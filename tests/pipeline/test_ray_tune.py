@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import io
-import warnings
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from clusters import cluster_of
 from tiny import write_shards
 from tunable import make_job, run_job, train_and_die_once
 
@@ -22,11 +19,7 @@ from shardsieve.stages.tune import tune
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(500)]
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_worker_niceness": "0",
+TRAIN = {
     "RAY_raylet_start_wait_time_s": "60",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # One process less that imports all of Ray Train.
@@ -38,31 +31,8 @@ OPTIONS = {"processes": 2, "ema_decay": 0.9, "accumulate": 2, "warmup_epochs": 0
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Room for two workers, whatever this machine has."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET.items():
-            patch.setenv(name, value)
-        # What the workers call is made in tests/tunable.py.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-        for _ in range(3):
-            # Ray gives its agents 15 seconds to start, which a busy machine may not keep.
-            with contextlib.suppress(Exception):
-                ray.init(
-                    "local",
-                    num_cpus=2,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    object_store_memory=100_000_000,
-                )
-                break
-        assert ray.is_initialized(), "Ray did not start"
+    with cluster_of(2, **TRAIN):
         yield
-        with warnings.catch_warnings():
-            # Ray leaves its processes to the garbage collector, which is to come here.
-            warnings.simplefilter("ignore", ResourceWarning)
-            ray.shutdown()
-            gc.collect()
 
 
 @pytest.fixture(scope="module")

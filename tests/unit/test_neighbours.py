@@ -74,3 +74,10 @@ def test_of_many_classes_the_largest_parts_are_kept():
     shares = np.exp(near.logits(np.array([0]), np.array([0])))[0]
     np.testing.assert_allclose(shares.sum(), 1, rtol=1e-5)
     assert list(np.argsort(-shares)[:8]) == list(range(10, 18))
+
+
+def test_agreement_leaves_gaps_out():
+    # Row 0 has one neighbour and a gap, which is filled with the row itself; row 2 has gaps only.
+    near = Neighbourhood(np.array([[1, 0], [0, 2], [2, 2]], np.int32), 2, 3, None)
+    found = near.agreement(np.arange(3), np.array([4, 5, 5], np.int32))
+    np.testing.assert_array_equal(found, np.array([0, 0.5, np.nan], np.float32))

@@ -26,6 +26,8 @@ MEETING = "from-workers"
 _MOST_LANES = 64
 # Processes, each with the memory of an interpreter.
 _MOST_LOADERS = 32
+# Threads that read; more wait for the disk.
+_MOST_CORES = 8
 
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)
@@ -226,7 +228,7 @@ class Local:
 
     def decoders(self, asked: int | None, device: torch.device) -> int:
         """One per core."""
-        return usable_cores(most=_MOST_LANES) if asked is None else asked
+        return cores_for(asked, _MOST_LANES)
 
     def map(
         self, job: Job[P, R], pieces: Sequence[P], out: Path, advance: Advance, *, threads: int = 0
@@ -252,7 +254,8 @@ class Local:
 
     def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:
         """One per core; on a CPU at most 8."""
-        return loaders(asked, device)
+        # A GPU waits for them, a CPU shares its cores.
+        return cores_for(asked, _MOST_LOADERS if device.type == "cuda" else _MOST_CORES)
 
     def together(
         self,
@@ -312,20 +315,13 @@ def _silent(amount: int) -> None:
     pass
 
 
-def loaders(asked: int | None, device: torch.device) -> int:
-    """Returns how many processes decode for tune: a GPU waits for them, a CPU shares its cores."""
-    if asked is not None:
-        return asked
-    return usable_cores(most=_MOST_LOADERS) if device.type == "cuda" else usable_cores()
-
-
-def usable_cores(most: int = 8) -> int:
+def usable_cores(most: int = _MOST_CORES) -> int:
     """Returns how many cores this process may use, at most `most`."""
     # Not every system can say which cores this process may use.
     allowed = getattr(os, "sched_getaffinity", None)
     return min(most, len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
-def cores_for(asked: int | None) -> int:
-    """Returns the setting `workers`, or as many as there are cores that pay."""
-    return usable_cores() if asked is None else asked
+def cores_for(asked: int | None, most: int = _MOST_CORES) -> int:
+    """Returns the setting `workers`, or as many as there are cores, at most `most`."""
+    return usable_cores(most) if asked is None else asked

@@ -3,7 +3,9 @@
 Two images are near duplicates when the cosine of their features is high enough. Not all pairs are
 looked at: the samples are cut in half by a random direction again and again until few are left in
 a leaf, and compared within the leaves, those of several such trees. Neighbours are seldom cut
-apart, strangers soon. Time is n log n; memory a few numbers per sample, the projection is mapped.
+apart, strangers soon. (The nearest few of `neighbours` would not do: of a thousand copies of one
+picture those may all be later ones.) Time is n log n; memory a few numbers per sample, the
+projection is mapped.
 
 Shapes: N samples, R usable ones, B rows of a block, D features, d axes, L samples of a leaf.
 """

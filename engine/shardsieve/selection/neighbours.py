@@ -64,10 +64,12 @@ class Neighbourhood:
         self, rows: npt.NDArray[np.int64], label_N: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.float32]:
         """Returns (B,): share of the neighbours with the same label as given; NaN without any."""
-        same_BJ = label_N[self._index_NJ[rows]] == label_N[rows, None]
-        if not same_BJ.shape[1]:
-            return np.full(len(rows), np.nan, np.float32)
-        return same_BJ.mean(1, dtype=np.float32)
+        near_BJ = self._index_NJ[rows]
+        other_BJ = near_BJ != rows[:, None]
+        same_B = ((label_N[near_BJ] == label_N[rows, None]) & other_BJ).sum(1)
+        count_B = other_BJ.sum(1)
+        share_B = np.full(len(rows), np.nan, np.float32)
+        return np.divide(same_B, count_B, out=share_B, where=count_B > 0, casting="unsafe")
 
     def logits(
         self, rows: npt.NDArray[np.int64], fold_B: npt.NDArray[np.integer]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
+from scipy.special import expit
 
 # Added to counts of which there may be none: half a sample (Jeffreys).
 _HALF = 0.5
@@ -218,7 +219,7 @@ def _fit_evenly(
     share_N, own = share_K[label_N], (np.arange(n_samples), label_N)
 
     def cost(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        kept = 1 / (1 + np.exp(-values[-1]))
+        kept = float(expit(values[-1]))
         probability_NK = class_probabilities(logits_MNK, values[:-1])
         agree_N = probability_NK[own]
         evidence_N = np.maximum(kept * agree_N + (1 - kept) * share_N, _LEAST)
@@ -237,7 +238,7 @@ def _fit_evenly(
         bounds=[(0, None)] * n_opinions + [(-_WIDEST, _WIDEST)],
         options={"maxiter": _STEPS},
     ).x
-    kept = min(1 / (1 + np.exp(-found[-1])), _MOST_KEPT)
+    kept = min(float(expit(found[-1])), _MOST_KEPT)
     return NoiseModel.start(found[:-1], kept * np.eye(n_classes) + (1 - kept) * share_K)
 
 
