@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsieve.data.features import FeatureStore, write_shard
+from shardsieve.selection import duplicates
 from shardsieve.selection.duplicates import same_pictures
 
 
@@ -79,3 +80,20 @@ def test_agrees_with_comparing_all_pairs(tmp_path_factory, drawn):
     for row, one in enumerate(drawn):
         assert found[row] == seen.get(one, -1)
         seen.setdefault(one, row)
+
+
+def test_many_of_one_size_are_not_compared_all_with_all(tmp_path, monkeypatch):
+    features = pictures(4000)
+    features[[70, 3999]] = features[0]
+    compared = []
+
+    def counting(features, row, rows):
+        compared.append(len(rows))
+        return in_full(features, row, rows)
+
+    in_full = duplicates._same_as
+    monkeypatch.setattr(duplicates, "_same_as", counting)
+    found = same_pictures(store(tmp_path, features), np.arange(4000), np.full(4000, 3072))
+    assert np.flatnonzero(found >= 0).tolist() == [70, 3999]
+    # All with all would be eight million.
+    assert sum(compared) < 4000
