@@ -62,6 +62,7 @@ TUNED_ON = {
     "symmetric 0.8",
     "asymmetric 0.4",
     "instance 0.4",
+    "open set",
 }
 
 

@@ -124,7 +124,7 @@ def one_core(folder: str, side: int) -> dict[str, Any]:
     paths = sorted((Path(folder) / "in").glob("*.tar"))[:4]
     index(paths, IndexConfig(), out=out, progress=Silent())
     samples = SampleIndex.open(out)
-    work = ShardEmbedder(EmbedConfig(image_size=side), torch.device("cpu"), 0)
+    work = ShardEmbedder(EmbedConfig(image_size=side), [torch.device("cpu")], 0)
     pieces = pieces_of(samples, [False] * len(paths))
     seconds = []
     start = time.perf_counter()

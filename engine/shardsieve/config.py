@@ -140,9 +140,9 @@ class SelectConfig(Section):
     near_duplicates: float | None = Field(None, ge=0.5, le=1)
     """Look for copies that were saved anew, resized, cropped or mirrored: the least cosine of the
     features of an image and its copy, such as 0.93. Default: not looked for."""
-    out_of_class: float = Field(0.6, ge=0, le=1)
-    """Samples with `out_of_class` above are told to belong perhaps to none of the classes. They are
-    kept or removed as any other."""
+    out_of_class: float = Field(0.5, ge=0, le=1)
+    """Samples with `out_of_class` above, the probability that they show none of the classes, are
+    told. Their p_clean says as much, so that most of them are removed."""
     loss: Literal["ce", "gce"] = "ce"
     """The loss that the mixture sees. GCE saturates and squeezes the noisy mode."""
     gmm: Literal["converged", "sklearn-compatible"] = "converged"

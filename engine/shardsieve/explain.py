@@ -162,8 +162,8 @@ def in_words(told: dict[str, Any]) -> str:
         lines.append(f"  label       {says}")
     if told["may_be_of_no_class"]:
         lines.append(
-            f"  no class?   out_of_class {told['out_of_class']:.2f}: the image may belong "
-            "to none of the classes, whatever label is suggested"
+            f"  no class?   out_of_class {told['out_of_class']:.2f}: the image probably shows "
+            "none of the classes, whatever label is suggested"
         )
     for name, words in (("duplicate_of", "same as "), ("near_duplicate_of", "nearly  ")):
         if (first := told.get(name)) is not None:

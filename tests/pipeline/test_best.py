@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from shardsieve.data.table import read_ipc
 from shardsieve.errors import ConfigError
 from shardsieve.explain import explain, in_words
 from shardsieve.models import held_out
+from shardsieve.selection.best import select_best
+from shardsieve.stages import select
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +104,31 @@ def test_settings_that_contradict_each_other(settings, values, message):
         settings(**values)
 
 
-def test_images_that_may_be_of_no_class_are_told(finished, shards, settings, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(finished.path, again)
-    score = finished.scores.column("out_of_class").to_numpy()
-    above = float(score.max()) - 1e-3
-    config = settings(select__recipe="best", select__folds=3, select__out_of_class=above)
-    run = shardsieve.clean(shards.patterns, again, config)
+def test_images_of_no_class_are_told(finished, shards, settings, tmp_path, monkeypatch):
+    def some_are_foreign(*args, **kwargs):
+        cleaning = select_best(*args, **kwargs)
+        return replace(cleaning, foreign_N=np.linspace(0, 0.9, len(cleaning.p_clean_N), dtype="f4"))
+
+    monkeypatch.setattr(select, "select_best", some_are_foreign)
+    config = settings(select__recipe="best", select__folds=4)
+    run = shardsieve.clean(shards.patterns, tmp_path / "run", config)
+    score = run.scores.column("out_of_class").to_numpy()
     record = run.manifest.stages["select"]
-    count = int((score > above).sum())
-    assert record.facts["out_of_class"] == {"above": above, "samples": count}
-    assert any(f"{count} samples may belong to none of the classes" in n for n in record.notes)
+    count = int((score > 0.5).sum())
+    assert count > 0
+    assert record.facts["out_of_class"] == {"above": 0.5, "samples": count}
+    assert any(f"{count} samples probably show none of the classes" in n for n in record.notes)
     assert "Perhaps of no class" in run.report.read_text("utf-8")
     keys = run.scores.column("key").to_pylist()
     first, last = (keys[row] for row in (score.argmax(), score.argmin()))
-    assert "may belong to none of the classes" in in_words(explain(run.path, first)[0])
+    assert "none of the classes" in in_words(explain(run.path, first)[0])
     assert "none of the classes" not in in_words(explain(run.path, last)[0])
+    # Another tau takes them over as they were.
+    config = settings(select__recipe="best", select__folds=4, select__tau=0.9)
+    again = shardsieve.clean(shards.patterns, run.path, config)
+    np.testing.assert_array_equal(again.scores.column("out_of_class").to_numpy(), score)
+
+
+def test_none_are_told_where_all_show_a_class(finished):
+    assert (finished.scores.column("out_of_class").to_numpy() == 0).all()
+    assert finished.manifest.stages["select"].facts["out_of_class"]["samples"] == 0

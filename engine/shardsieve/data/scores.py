@@ -34,7 +34,7 @@ class Evidence:
         confidence_N: (N,) f32, its probability.
         neighbours_N: (N,) f32, share of the nearest neighbours with the same label as given.
         distance_N: (N,) f32, how far from the nearest class centre, median of all samples 1.
-        out_of_class_N: (N,) f32 in [0, 1], how little the image looks like any class.
+        out_of_class_N: (N,) f32 in [0, 1], probability that the image shows none of the classes.
         duplicate_of_N: (N,) i64, row of the first sample with the same picture.
         near_duplicate_of_N: (N,) i64, row of an earlier sample with nearly the same picture.
         leak_of_N: N keys of the held-out sample with the same image, null for none.

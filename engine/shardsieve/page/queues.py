@@ -172,7 +172,7 @@ def _suggested(scores: pa.Table, verdicts: Verdicts) -> Queue:
 
 
 def _no_class(scores: pa.Table, above: float) -> list[Queue]:
-    """Samples that look like none of the classes, those least like any first."""
+    """Samples that show none of the classes, the surest first."""
     if _NO_CLASS not in scores.column_names:
         return []
     score_N = pc.fill_null(scores.column(_NO_CLASS), 0.0).to_numpy()
@@ -181,8 +181,8 @@ def _no_class(scores: pa.Table, above: float) -> list[Queue]:
         Queue(
             "no-class",
             "Perhaps of no class",
-            f"Images that look like none of the classes (out_of_class above {above:g}), whatever "
-            "is suggested for them: the highest first.",
+            f"Images that probably show none of the classes (out_of_class above {above:g}), "
+            "whatever is suggested for them: the surest first.",
             rows_R[np.argsort(-score_N[rows_R], kind="stable")],
         )
     ]

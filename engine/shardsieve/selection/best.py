@@ -6,13 +6,14 @@ classifiers that saw neither it nor the fold that is held out). So the likelihoo
 out is honest. It sets the weights of all opinions, the temperature, and the transition matrix, and
 it decides how much relabelling is too much.
 
-Shapes: N samples, K classes, F folds, V views, M opinions, d axes.
+Shapes: N samples, K classes, C with the foreign one (see `noise_model`), F folds, V views,
+M opinions, d axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,17 @@ from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.discriminant import Classifier, ClassSums, Floats, discriminant
 from shardsieve.selection.neighbours import Neighbourhood, nearest
 from shardsieve.selection.noise_model import (
+    Foreign,
     NoiseModel,
-    class_probabilities,
     diffuse_transition,
     fit_noise_model,
     fit_transition,
     image_dependence,
+    is_any_foreign,
     log_likelihood,
     responsibilities,
 )
+from shardsieve.selection.out_of_class import first_guess
 from shardsieve.selection.projection import View
 
 Labels = npt.NDArray[np.int32]
@@ -102,28 +105,67 @@ def _by_rounds(
     probe_logits: ProbeLogits | None,
     advance: Callable[[int], None],
 ) -> Cleaning:
-    label_N, fold_N, views = points.label_N, points.fold_N, points.views
-    n_folds, n_classes = points.n_folds, points.n_classes
+    label_N, views = points.label_N, points.views
+    n_classes = points.n_classes
     rows = _fit_rows(len(label_N), n_classes)
+    label_R = label_N[rows]
     held_out: list[list[Classifier]] = []
     opinions = []
     fits: list[NoiseModel] = []
     model = NoiseModel.start(np.full(len(views), 0.5 / len(views)), diffuse_transition(n_classes))
     sums = _first_sums(points)
     for turn in range(ROUNDS):
-        held_out.append([discriminant(*sums.without(fold, fold), views) for fold in range(n_folds)])
-        opinions.append(_opinions(points, held_out[-1:], rows))
-        model = fit_noise_model(opinions[turn], label_N[rows], model)
+        classifiers, logits_VRC = _learn(points, sums, rows)
+        held_out.append(classifiers)
+        opinions.append(logits_VRC)
+        model = fit_noise_model(logits_VRC, label_R, model)
         fits.append(model)
         advance(len(label_N))
-        if turn + 1 < ROUNDS:
+        if turn == 0:
+            sums, model = _second_round(points, sums, model, near, rows)
+            advance(len(label_N))
+        elif turn + 1 < ROUNDS:
             sums = _relabelled_sums(points, sums, model, near)
             advance(len(label_N))
     others = _Others(near, probe_logits)
-    opinions.append(others.logits(rows, fold_N[rows]))
-    together = _combine(np.concatenate(opinions[1:]), label_N[rows], fits[1:])
+    opinions.append(others.logits(rows, points.fold_N[rows]))
+    together = _combine(np.concatenate(opinions[1:]), label_R, fits[1:])
     likelihood = tuple(fit.log_likelihood for fit in (*fits, together))
     return _judge(points, held_out[1:], together, others, likelihood, advance)
+
+
+def _second_round(
+    points: _Points,
+    sums: ClassSums,
+    model: NoiseModel,
+    near: Neighbourhood,
+    rows: npt.NDArray[np.int64],
+) -> tuple[ClassSums, NoiseModel]:
+    """Relabels for the second round, with a class for foreign images if there seem to be any.
+
+    Such a class begins as a guess and needs a round to find itself; then the labels held out say
+    whether it is of use.
+
+    Returns:
+        Class sums, and the model that the next fit starts from.
+    """
+    label_R = points.label_N[rows]
+    guessed = _relabelled_sums(points, sums, model, near, guess=True)
+    start = replace(model, foreign=Foreign(0.0, points.given_K))
+    first = fit_noise_model(_learn(points, guessed, rows)[1], label_R, start)
+    found_itself = _relabelled_sums(points, guessed, first, near)
+    if is_any_foreign(_learn(points, found_itself, rows)[1], label_R, first):
+        return guessed, start
+    return _relabelled_sums(points, sums, model, near), model
+
+
+def _learn(
+    points: _Points, sums: ClassSums, rows: npt.NDArray[np.int64]
+) -> tuple[list[Classifier], npt.NDArray[np.float32]]:
+    """Returns a classifier per fold that has not seen it, and (V, R, C) what they say of `rows`."""
+    folds = range(points.n_folds)
+    classifiers = [discriminant(*sums.without(fold, fold), points.views) for fold in folds]
+    return classifiers, _opinions(points, classifiers, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +182,19 @@ class _Others:
     def logits(
         self, rows: npt.NDArray[np.int64], fold_B: npt.NDArray[np.integer]
     ) -> npt.NDArray[np.float32]:
-        """Returns (1 or 2, B, K)."""
+        """Returns (1 or 2, B, C)."""
         told = [self.near.logits(rows, fold_B)]
         if self.probe is not None:
-            told.append(self.probe(rows).astype(np.float32))
+            logits_BK = self.probe(rows).astype(np.float32)
+            n_foreign = told[0].shape[1] - logits_BK.shape[1]
+            # A probe knows K classes only; between them it says neither yes nor no.
+            mean_B1 = logits_BK.mean(1, keepdims=True)
+            told.append(np.hstack([logits_BK, np.repeat(mean_B1, n_foreign, 1)]))
         return np.stack(told)
 
 
 def _combine(
-    logits_MRK: npt.NDArray[np.float32], label_R: Labels, fits: list[NoiseModel]
+    logits_MRC: npt.NDArray[np.float32], label_R: Labels, fits: list[NoiseModel]
 ) -> NoiseModel:
     """Fits the opinions of all rounds but the first together.
 
@@ -157,32 +203,33 @@ def _combine(
     fit leaves the probabilities too soft: what is noise looks like doubt about the image. They are
     sharpened by as much as noise depends on the image, and T is fitted to them anew. Where wrong
     labels are rarest on the surest images, as people's are, the rest of the images have more of
-    them than T says, so that the posterior of each is too sure: it is softened by as much.
+    them than T says, so that the posterior of each is too sure: it is softened by as much. A class
+    for foreign images takes up what depends on the image: then neither is done.
     """
     leader = int(np.argmax([fit.log_likelihood for fit in fits]))
-    start_M = np.full(len(logits_MRK), _START_WEIGHT)
+    start_M = np.full(len(logits_MRC), _START_WEIGHT)
     n_views = len(fits[leader].weight_M)
     start_M[leader * n_views : (leader + 1) * n_views] += fits[leader].weight_M
-    start = NoiseModel.start(start_M, fits[leader].transition_KK)
-    model = fit_noise_model(logits_MRK, label_R, start)
-    probability_RK = class_probabilities(logits_MRK, model.weight_M)
-    transition_KK = fit_transition(
-        probability_RK, label_R, model.transition_KK, _LAST_STEPS, model.prior_KK
-    )
-    dependence = image_dependence(probability_RK, label_R, transition_KK)
+    model = fit_noise_model(logits_MRC, label_R, replace(fits[leader], weight_M=start_M))
+    probability_RC = model.probabilities(logits_MRC)
+    model = _with_transition(model, probability_RC, label_R)
+    if model.foreign is not None:
+        return model
+    dependence = image_dependence(probability_RC, label_R, model.transition_KK)
     change = float(np.clip(_STEEP * dependence, -_MOST_CHANGE, _MOST_CHANGE))
-    weight_M = (1 + abs(change)) * model.weight_M
+    model = replace(model, weight_M=(1 + abs(change)) * model.weight_M, exponent=1 + min(change, 0))
+    return _with_transition(model, model.probabilities(logits_MRC), label_R)
+
+
+def _with_transition(
+    model: NoiseModel, probability_RC: npt.NDArray[np.float64], label_R: Labels
+) -> NoiseModel:
     transition_KK = fit_transition(
-        class_probabilities(logits_MRK, weight_M),
-        label_R,
-        transition_KK,
-        _LAST_STEPS,
-        model.prior_KK,
+        probability_RC, label_R, model.rows_CK, _LAST_STEPS, model.prior_KK
     )
-    likelihood = log_likelihood(logits_MRK, label_R, weight_M, transition_KK)
-    return NoiseModel(
-        weight_M, transition_KK, likelihood, model.prior_KK, exponent=1 + min(change, 0)
-    )
+    model = replace(model, transition_KK=transition_KK)
+    likelihood = log_likelihood(probability_RC, label_R, model.rows_CK)
+    return replace(model, log_likelihood=likelihood)
 
 
 def _fit_rows(n_samples: int, n_classes: int) -> npt.NDArray[np.int64]:
@@ -202,6 +249,11 @@ class _Points:
     n_classes: int
     n_folds: int
     views: tuple[View, ...]
+
+    @property
+    def given_K(self) -> npt.NDArray[np.float64]:
+        """Share of the samples that is given each label."""
+        return np.bincount(self.label_N, minlength=self.n_classes) / len(self.label_N)
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[np.int64], Floats]]:
         """Yields fold, rows of this fold and their points."""
@@ -228,51 +280,63 @@ def _first_sums(points: _Points) -> ClassSums:
 
 
 def _relabelled_sums(
-    points: _Points, sums: ClassSums, model: NoiseModel, near: Neighbourhood
+    points: _Points, sums: ClassSums, model: NoiseModel, near: Neighbourhood, *, guess: bool = False
 ) -> ClassSums:
     """Class sums of the next round: each sample counts by its sharpened posterior.
 
     Under held-out fold f, a sample of fold g is judged by the classifier that saw neither f nor g.
+
+    Args:
+        points: The samples.
+        sums: Of this round.
+        model: Of this round.
+        near: Is told the posteriors.
+        guess: Begin a class for foreign images, by the labels of the neighbours.
     """
-    n_folds, n_classes = points.n_folds, points.n_classes
-    folds = range(n_folds)
+    folds = range(points.n_folds)
     judges = {
         (held_out, fold): discriminant(*sums.without(held_out, held_out, fold), points.views)
         for held_out in folds
         for fold in folds
         if fold != held_out
     }
-    fresh = ClassSums.empty(n_folds, n_folds, n_classes, points.points_Nd.shape[1])
+    n_true = sums.count_MFK.shape[2] + guess
+    fresh = ClassSums.empty(points.n_folds, points.n_folds, n_true, points.points_Nd.shape[1])
     for fold, rows, points_Bd in points.blocks():
-        weight_BMK = np.zeros((len(rows), n_folds, n_classes), np.float32)
+        weight_BMC = np.zeros((len(rows), points.n_folds, n_true), np.float32)
         for held_out in folds:
             if held_out == fold:
                 continue
-            logits_VBK = judges[held_out, fold].logits(points_Bd)
-            posterior_BK = responsibilities(
-                class_probabilities(logits_VBK, model.weight_M),
+            posterior_BC = responsibilities(
+                model.probabilities(judges[held_out, fold].logits(points_Bd)),
                 points.label_N[rows],
-                model.transition_KK,
+                model.rows_CK,
             )
-            sharp_BK = posterior_BK**_SHARPEN
-            weight_BMK[:, held_out] = sharp_BK / sharp_BK.sum(1, keepdims=True)
-        fresh.add(fold, points_Bd, weight_BMK)
-        near.remember(rows, weight_BMK)
+            sharp_BC = posterior_BC**_SHARPEN
+            sharp_BC /= sharp_BC.sum(1, keepdims=True)
+            if guess:
+                voting_N = (points.fold_N != held_out) & (points.fold_N != fold)
+                votes_BK = near.label_votes(rows, points.label_N, voting_N)
+                foreign_B = first_guess(votes_BK, model.transition_KK, points.given_K)[:, None]
+                sharp_BC = np.hstack([sharp_BC * (1 - foreign_B), foreign_B])
+            weight_BMC[:, held_out] = sharp_BC
+        fresh.add(fold, points_Bd, weight_BMC)
+        near.remember(rows, weight_BMC)
     return fresh
 
 
 def _opinions(
-    points: _Points, held_out: list[list[Classifier]], rows: npt.NDArray[np.int64]
+    points: _Points, classifiers: list[Classifier], rows: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Returns (rounds x V, R, K) logits of classifiers that never saw the rows."""
-    out = np.empty((len(held_out) * len(points.views), len(rows), points.n_classes), np.float32)
+    """Returns (V, R, C) logits of classifiers, one per fold, that never saw the rows."""
+    n_true = classifiers[0].bias_VK.shape[1]
+    out = np.empty((len(points.views), len(rows), n_true), np.float32)
     for start in range(0, len(rows), BLOCK_ROWS):
         piece = rows[start : start + BLOCK_ROWS]
         points_Bd = points.points_Nd[piece].astype(np.float32)
         for fold in range(points.n_folds):
             mine = np.flatnonzero(points.fold_N[piece] == fold)
-            logits = [classifiers[fold].logits(points_Bd[mine]) for classifiers in held_out]
-            out[:, start + mine] = np.concatenate(logits)
+            out[:, start + mine] = classifiers[fold].logits(points_Bd[mine])
     return out
 
 
@@ -286,17 +350,19 @@ def _judge(
 ) -> Cleaning:
     n_samples, n_classes = len(points.label_N), points.n_classes
     p_clean_N = np.empty(n_samples)
-    margin_N, agree_N, confidence_N, near_N, distance_N = np.empty((5, n_samples), np.float32)
+    margin_N, agree_N, confidence_N, near_N, distance_N, foreign_N = np.zeros(
+        (6, n_samples), np.float32
+    )
     suggested_N = np.empty(n_samples, np.int32)
     joint_KK = np.zeros((n_classes, n_classes))
     for fold, rows, points_Bd in points.blocks():
         told = [judges[fold].logits(points_Bd) for judges in held_out]
-        logits_MBK = np.concatenate([*told, others.logits(rows, np.full(len(rows), fold))])
+        logits_MBC = np.concatenate([*told, others.logits(rows, np.full(len(rows), fold))])
         given_B = points.label_N[rows]
-        probability_BK = class_probabilities(logits_MBK, model.weight_M)
-        posterior_BK = responsibilities(
-            probability_BK, given_B, model.transition_KK, model.exponent
-        )
+        probability_BC = model.probabilities(logits_MBC)
+        posterior_BC = responsibilities(probability_BC, given_B, model.rows_CK, model.exponent)
+        foreign_N[rows] = posterior_BC[:, n_classes:].sum(1)
+        probability_BK, posterior_BK = probability_BC[:, :n_classes], posterior_BC[:, :n_classes]
         own = np.arange(len(rows)), given_B
         p_clean_N[rows] = posterior_BK[own]
         suggested_N[rows] = posterior_BK.argmax(1)
@@ -306,7 +372,7 @@ def _judge(
         probability_BK[own] = 0
         margin_N[rows] = agree_N[rows] - probability_BK.max(1)
         near_N[rows] = others.near.agreement(rows, points.label_N)
-        distance_N[rows] = _distance(points_Bd, held_out[-1][fold].means_Kd)
+        distance_N[rows] = _distance(points_Bd, held_out[-1][fold].means_Kd[:n_classes])
         advance(len(rows))
     names = [
         f"discriminant on {len(view)} axes, round {turn}"
@@ -321,6 +387,7 @@ def _judge(
         confidence_N,
         near_N,
         distance_N / np.median(distance_N),
+        foreign_N,
         joint_KK / np.maximum(joint_KK.sum(1, keepdims=True), np.finfo(float).tiny),
         model.weight_M,
         (*names, *others.names),

@@ -23,6 +23,8 @@ class Cleaning:
         confidence_N: (N,) f32, its probability.
         neighbours_N: (N,) f32, share of the nearest neighbours with the same label as given.
         distance_N: (N,) f32, squared distance to the nearest class centre, the median is 1.
+        foreign_N: (N,) f32, probability that the image shows none of the classes; 0 for all where
+            the labels do not speak for there being such images.
         transition_KK: P(given = column | true = row).
         weight_M: Weight of each opinion, by the names in `opinions`.
         opinions: What the opinions are.
@@ -37,6 +39,7 @@ class Cleaning:
     confidence_N: npt.NDArray[np.float32]
     neighbours_N: npt.NDArray[np.float32]
     distance_N: npt.NDArray[np.float32]
+    foreign_N: npt.NDArray[np.float32]
     transition_KK: npt.NDArray[np.float64]
     weight_M: npt.NDArray[np.float64]
     opinions: tuple[str, ...]

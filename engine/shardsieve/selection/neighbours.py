@@ -47,6 +47,8 @@ class Neighbourhood:
         """
         self._index_NJ = index_NJ
         self._n_classes = n_classes
+        # Of the posteriors: more by one where there is a class for foreign images.
+        self._n_true = n_classes
         shape = (len(index_NJ), n_folds, min(_STORED, n_classes))
         self._class_NFC = _zeros(folder, "votes-class.npy", shape, np.int32)
         self._weight_NFC = _zeros(folder, "votes-weight.npy", shape, np.float16)
@@ -55,10 +57,26 @@ class Neighbourhood:
         self, rows: npt.NDArray[np.int64], posterior_BFK: npt.NDArray[np.floating]
     ) -> None:
         """Keeps the largest parts of the posteriors of some rows, by held-out fold."""
-        n_stored = self._class_NFC.shape[2]
+        n_stored, self._n_true = self._class_NFC.shape[2], posterior_BFK.shape[2]
         largest_BFC = np.argpartition(-posterior_BFK, n_stored - 1, axis=2)[:, :, :n_stored]
         self._class_NFC[rows] = largest_BFC
         self._weight_NFC[rows] = np.take_along_axis(posterior_BFK, largest_BFC, 2)
+
+    def label_votes(
+        self,
+        rows: npt.NDArray[np.int64],
+        label_N: npt.NDArray[np.int32],
+        voting_N: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.float64]:
+        """Returns (B, K): how many neighbours that have a vote were given each label."""
+        near_BJ = self._index_NJ[rows]
+        place_BJ = label_N[near_BJ] + self._n_classes * np.arange(len(rows))[:, None]
+        votes = np.bincount(
+            place_BJ.ravel(),
+            voting_N[near_BJ].ravel().astype(np.float64),
+            minlength=len(rows) * self._n_classes,
+        )
+        return np.asarray(votes.reshape(len(rows), self._n_classes), np.float64)
 
     def agreement(
         self, rows: npt.NDArray[np.int64], label_N: npt.NDArray[np.int32]
@@ -74,17 +92,18 @@ class Neighbourhood:
     def logits(
         self, rows: npt.NDArray[np.int64], fold_B: npt.NDArray[np.integer]
     ) -> npt.NDArray[np.float32]:
-        """Returns (B, K): the log of each class's share of the votes, smoothed."""
+        """Returns (B, C): the log of each class's share of the votes, smoothed.
+
+        C are the classes of the posteriors that were remembered last.
+        """
         near_BJ, fold_B1 = self._index_NJ[rows], fold_B.astype(np.int64)[:, None]
         class_BV = self._class_NFC[near_BJ, fold_B1].reshape(len(rows), -1).astype(np.int64)
         weight_BV = self._weight_NFC[near_BJ, fold_B1].reshape(len(rows), -1)
-        place_BV = class_BV + self._n_classes * np.arange(len(rows))[:, None]
-        votes = np.bincount(
-            place_BV.ravel(), weight_BV.ravel(), minlength=len(rows) * self._n_classes
-        )
-        votes_BK = votes.reshape(len(rows), self._n_classes) + _PRIOR_VOTES / self._n_classes
-        votes_BK /= votes_BK.sum(1, keepdims=True)
-        return np.log(votes_BK).astype(np.float32)
+        place_BV = class_BV + self._n_true * np.arange(len(rows))[:, None]
+        votes = np.bincount(place_BV.ravel(), weight_BV.ravel(), minlength=len(rows) * self._n_true)
+        votes_BC = votes.reshape(len(rows), self._n_true) + _PRIOR_VOTES / self._n_true
+        votes_BC /= votes_BC.sum(1, keepdims=True)
+        return np.log(votes_BC).astype(np.float32)
 
 
 def nearest(

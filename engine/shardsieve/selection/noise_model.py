@@ -4,12 +4,16 @@ P(given = j | x) = sum over i of P(i | x) T[i, j]: P from a weighted sum of logi
 matrix. Both are fitted to labels that none of the logits have seen, so that their likelihood says
 how good they are although every label may be wrong.
 
-Shapes: M logits per sample and class, N samples, K classes.
+Images that show none of the classes have a class of their own beside the K, the last, if the labels
+are better predicted with it; their labels follow no rule.
+
+Shapes: M logits per sample and class, N samples, K classes, C of them with the foreign one: K + 1
+or K.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +36,27 @@ _LEAST = 1e-300
 _STEPS, _LEAST_START, _WIDEST = 60, 1e-4, 14.0
 
 
+# What a class for foreign images must bring, in nats: on the whole more than a parameter more would
+# by chance, and for each image that it takes. With a fifth of the images foreign it is 0.03 to 0.1
+# in the first round that has it; without any, less than nothing or below 0.02.
+_GAIN, _GAIN_PER_IMAGE = 10.0, 0.02
+# From below it would not come back when the next round knows foreign images better.
+_LEAST_BIAS = -4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """The class of images that show none of the K.
+
+    Attributes:
+        bias: Added to its logit.
+        given_K: (K,) f64, P(given | foreign): as often as each label is given at all.
+    """
+
+    bias: float
+    given_K: npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True)
 class NoiseModel:
     """Weights of the opinions and the transition matrix.
@@ -42,6 +67,7 @@ class NoiseModel:
         log_likelihood: Mean log P(given | x), nats.
         prior_KK: (K, K) f64, pseudo-counts that T was fitted with.
         exponent: Of the posterior, in (0, 1]: below 1 it is less sure.
+        foreign: None: every image shows one of the K classes.
     """
 
     weight_M: npt.NDArray[np.float64]
@@ -49,6 +75,19 @@ class NoiseModel:
     log_likelihood: float
     prior_KK: npt.NDArray[np.float64]
     exponent: float = 1.0
+    foreign: Foreign | None = None
+
+    @property
+    def rows_CK(self) -> npt.NDArray[np.float64]:
+        """P(given = column | true = row), the last row for foreign images where there are any."""
+        if self.foreign is None:
+            return self.transition_KK
+        return np.vstack([self.transition_KK, self.foreign.given_K])
+
+    def probabilities(self, logits_MNC: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Returns (N, C) P(i | x)."""
+        bias = 0.0 if self.foreign is None else self.foreign.bias
+        return class_probabilities(logits_MNC, self.weight_M, bias)
 
     @classmethod
     def start(
@@ -67,63 +106,70 @@ def diffuse_transition(n_classes: int, kept: float = 0.5) -> npt.NDArray[np.floa
 
 
 def class_probabilities(
-    logits_MNK: npt.NDArray[np.floating], weight_M: npt.NDArray[np.float64]
+    logits_MNC: npt.NDArray[np.floating],
+    weight_M: npt.NDArray[np.float64],
+    bias: float = 0.0,
 ) -> npt.NDArray[np.float64]:
-    """Returns (N, K) P(i | x): softmax of the weighted sum of logits."""
-    total_NK = np.tensordot(weight_M, logits_MNK, 1)
-    total_NK -= total_NK.max(1, keepdims=True)
-    np.exp(total_NK, out=total_NK)
-    total_NK /= total_NK.sum(1, keepdims=True)
-    return total_NK
+    """Returns (N, C) P(i | x): softmax of the weighted sum of logits, `bias` added to the last."""
+    total_NC = np.tensordot(weight_M, logits_MNC, 1)
+    total_NC[:, -1] += bias
+    total_NC -= total_NC.max(1, keepdims=True)
+    np.exp(total_NC, out=total_NC)
+    total_NC /= total_NC.sum(1, keepdims=True)
+    return total_NC
 
 
 def responsibilities(
-    probability_NK: npt.NDArray[np.float64],
+    probability_NC: npt.NDArray[np.float64],
     label_N: npt.NDArray[np.integer],
-    transition_KK: npt.NDArray[np.float64],
+    rows_CK: npt.NDArray[np.float64],
     exponent: float = 1.0,
 ) -> npt.NDArray[np.float64]:
-    """Returns (N, K) P(true = i | x, given): proportional to (P(i | x) T[i, given])^exponent."""
-    joint_NK = probability_NK * transition_KK.T[label_N]
-    joint_NK /= np.maximum(joint_NK.sum(1, keepdims=True), _LEAST)
+    """Returns (N, C) P(true = i | x, given): proportional to (P(i | x) T[i, given])^exponent."""
+    joint_NC = probability_NC * rows_CK.T[label_N]
+    joint_NC /= np.maximum(joint_NC.sum(1, keepdims=True), _LEAST)
     if exponent != 1:
-        joint_NK **= exponent
-        joint_NK /= np.maximum(joint_NK.sum(1, keepdims=True), _LEAST)
-    return joint_NK
+        joint_NC **= exponent
+        joint_NC /= np.maximum(joint_NC.sum(1, keepdims=True), _LEAST)
+    return joint_NC
 
 
 def fit_transition(
-    probability_NK: npt.NDArray[np.float64],
+    probability_NC: npt.NDArray[np.float64],
     label_N: npt.NDArray[np.integer],
-    start_KK: npt.NDArray[np.float64],
+    start_CK: npt.NDArray[np.float64],
     steps: int,
     prior_KK: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
     """Estimates T by expectation maximisation with P(i | x) held fixed.
 
     Args:
-        probability_NK: P(i | x).
+        probability_NC: P(i | x).
         label_N: Given labels.
-        start_KK: T to begin with.
+        start_CK: T to begin with; a row for foreign images stays as it is.
         steps: Of the iteration.
         prior_KK: Pseudo-counts added to those of every step.
+
+    Returns:
+        (K, K).
     """
-    n_classes = len(start_KK)
+    n_classes = len(prior_KK)
     order = np.argsort(label_N, kind="stable")
     edges = np.searchsorted(label_N[order], np.arange(n_classes + 1))
-    grouped_NK, grouped_N = probability_NK[order], label_N[order]
-    transition_KK = start_KK
+    grouped_NC, grouped_N = probability_NC[order], label_N[order]
+    rows_CK = start_CK.copy()
     for _ in range(steps):
-        posterior_NK = responsibilities(grouped_NK, grouped_N, transition_KK)
+        posterior_NC = responsibilities(grouped_NC, grouped_N, rows_CK)
         counts_KK = prior_KK.copy()
         for given in range(n_classes):
-            counts_KK[:, given] += posterior_NK[edges[given] : edges[given + 1]].sum(0)
-        transition_KK = counts_KK / counts_KK.sum(1, keepdims=True)
-    return transition_KK
+            mine = slice(edges[given], edges[given + 1])
+            counts_KK[:, given] += posterior_NC[mine, :n_classes].sum(0)
+        rows_CK[:n_classes] = counts_KK / counts_KK.sum(1, keepdims=True)
+    return rows_CK[:n_classes]
 
 
 def fit_noise_model(
-    logits_MNK: npt.NDArray[np.floating],
+    logits_MNC: npt.NDArray[np.floating],
     label_N: npt.NDArray[np.integer],
     start: NoiseModel,
 ) -> NoiseModel:
@@ -135,43 +181,81 @@ def fit_noise_model(
 
     Few samples do not say which class is taken for which: T is drawn towards noise that is the same
     for all classes (`_prior`), as hard as predicts labels best that it has not seen.
+
+    Args:
+        logits_MNC: Of the K classes, and of the foreign one if `start` has it.
+        label_N: Given labels.
+        start: Where the fit begins.
     """
-    n_opinions, n_samples, n_classes = logits_MNK.shape
-    even, prior_KK = _prior(logits_MNK, label_N, start)
+    n_samples, n_classes = len(label_N), len(start.transition_KK)
+    n_opinions, foreign = len(logits_MNC), start.foreign
+    even, prior_KK = _prior(logits_MNC[:, :, :n_classes], label_N, start)
     given_NK = np.zeros((n_samples, n_classes))
     given_NK[np.arange(n_samples), label_N] = 1
+    n_first = n_opinions + (foreign is not None)
+
+    def model_of(values: npt.NDArray[np.float64]) -> NoiseModel:
+        transition_KK = _rows(values[n_first:], n_classes)
+        own = None if foreign is None else replace(foreign, bias=float(values[n_opinions]))
+        return NoiseModel(values[:n_opinions], transition_KK, -np.inf, prior_KK, foreign=own)
 
     def cost(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        transition_KK = _rows(values[n_opinions:], n_classes)
-        probability_NK = class_probabilities(logits_MNK, values[:n_opinions])
-        joint_NK = probability_NK * transition_KK.T[label_N]
-        evidence_N = np.maximum(joint_NK.sum(1), _LEAST)
+        model = model_of(values)
+        probability_NC = model.probabilities(logits_MNC)
+        joint_NC = probability_NC * model.rows_CK.T[label_N]
+        evidence_N = np.maximum(joint_NC.sum(1), _LEAST)
         # d log P(given | x) / d logit = P(true | x, given) - P(true | x)
-        posterior_NK = joint_NK / evidence_N[:, None]
-        pull_NK = posterior_NK - probability_NK
-        slope_M = [np.vdot(pull_NK, logits_NK) for logits_NK in logits_MNK]
-        counts_KK = posterior_NK.T @ given_NK + prior_KK
-        slope_KK = counts_KK - counts_KK.sum(1, keepdims=True) * transition_KK
+        posterior_NC = joint_NC / evidence_N[:, None]
+        pull_NC = posterior_NC - probability_NC
+        slope_M = [np.vdot(pull_NC, logits_NC) for logits_NC in logits_MNC]
+        slope_bias = [] if foreign is None else [pull_NC[:, -1].sum()]
+        counts_KK = posterior_NC[:, :n_classes].T @ given_NK + prior_KK
+        slope_KK = counts_KK - counts_KK.sum(1, keepdims=True) * model.transition_KK
         value = np.log(evidence_N).sum()
-        value += np.vdot(prior_KK, np.log(np.maximum(transition_KK, _LEAST)))
-        return -value / n_samples, -np.concatenate([slope_M, slope_KK.ravel()]) / n_samples
+        value += np.vdot(prior_KK, np.log(np.maximum(model.transition_KK, _LEAST)))
+        slope = np.concatenate([slope_M, slope_bias, slope_KK.ravel()])
+        return -value / n_samples, -slope / n_samples
 
     # Where the prior outweighs the samples of a class, the fit can only end near it. Elsewhere it
     # must not begin there: noise that is far from even has another optimum.
     begin = even if prior_KK.sum() > n_samples else start
+    bias = [] if foreign is None else [foreign.bias]
+    logs_KK = np.log(np.maximum(begin.transition_KK, _LEAST_START))
     found = minimize(
         cost,
-        np.concatenate(
-            [begin.weight_M, np.log(np.maximum(begin.transition_KK, _LEAST_START)).ravel()]
-        ),
+        np.concatenate([begin.weight_M, bias, logs_KK.ravel()]),
         jac=True,
         method="L-BFGS-B",
-        bounds=[(0, None)] * n_opinions + [(-_WIDEST, _WIDEST)] * n_classes**2,
+        bounds=[(0, None)] * n_opinions
+        + [(_LEAST_BIAS, None)] * len(bias)
+        + [(-_WIDEST, _WIDEST)] * n_classes**2,
         options={"maxiter": _STEPS},
     ).x
-    weight_M, transition_KK = found[:n_opinions], _rows(found[n_opinions:], n_classes)
-    likelihood = log_likelihood(logits_MNK, label_N, weight_M, transition_KK)
-    return NoiseModel(weight_M, transition_KK, likelihood, prior_KK)
+    model = model_of(found)
+    probability_NC = model.probabilities(logits_MNC)
+    likelihood = log_likelihood(probability_NC, label_N, model.rows_CK)
+    return replace(model, log_likelihood=likelihood)
+
+
+def is_any_foreign(
+    logits_MNC: npt.NDArray[np.floating], label_N: npt.NDArray[np.integer], start: NoiseModel
+) -> bool:
+    """Says whether the labels speak for there being foreign images.
+
+    Args:
+        logits_MNC: C = K + 1.
+        label_N: Given labels, not seen by the logits.
+        start: A model with the foreign class, where the fits begin.
+
+    Returns:
+        Whether the labels are predicted well enough better than by the same logits without the
+        last class.
+    """
+    found = fit_noise_model(logits_MNC, label_N, start)
+    without = fit_noise_model(logits_MNC[:, :, :-1], label_N, replace(start, foreign=None))
+    posterior_NC = responsibilities(found.probabilities(logits_MNC), label_N, found.rows_CK)
+    gain = (found.log_likelihood - without.log_likelihood) * len(label_N)
+    return bool(gain > max(_GAIN, _GAIN_PER_IMAGE * posterior_NC[:, -1].sum()))
 
 
 def _prior(
@@ -269,14 +353,13 @@ def image_dependence(
 
 
 def log_likelihood(
-    logits_MNK: npt.NDArray[np.floating],
+    probability_NC: npt.NDArray[np.float64],
     label_N: npt.NDArray[np.integer],
-    weight_M: npt.NDArray[np.float64],
-    transition_KK: npt.NDArray[np.float64],
+    rows_CK: npt.NDArray[np.float64],
 ) -> float:
     """Returns the mean log P(given | x), nats."""
-    joint_NK = class_probabilities(logits_MNK, weight_M) * transition_KK.T[label_N]
-    return float(np.log(np.maximum(joint_NK.sum(1), _LEAST)).mean())
+    evidence_N = (probability_NC * rows_CK.T[label_N]).sum(1)
+    return float(np.log(np.maximum(evidence_N, _LEAST)).mean())
 
 
 def _rows(values: npt.NDArray[np.float64], n_classes: int) -> npt.NDArray[np.float64]:

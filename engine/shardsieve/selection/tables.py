@@ -20,7 +20,6 @@ from shardsieve.data.scores import Evidence
 from shardsieve.data.table import read_ipc, write_ipc
 from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.estimates import class_weights
-from shardsieve.selection.out_of_class import out_of_class
 from shardsieve.selection.turn import RULES, Selection
 
 # In the table of classes, where no mixture decided.
@@ -81,9 +80,7 @@ def evidence_columns(
         evidence.confidence_N[rows] = cleaning.confidence_N
         evidence.neighbours_N[rows] = cleaning.neighbours_N
         evidence.distance_N[rows] = cleaning.distance_N
-        evidence.out_of_class_N[rows] = out_of_class(
-            cleaning.agree_N, cleaning.margin_N, len(cleaning.transition_KK)
-        )
+        evidence.out_of_class_N[rows] = cleaning.foreign_N
     return evidence
 
 
@@ -125,6 +122,7 @@ def read_cleaning(folder: Path, facts: Mapping[str, Any], rows: npt.NDArray[np.i
         confidence_N=column("suggestion_confidence"),
         neighbours_N=column("neighbour_agreement"),
         distance_N=column("distance"),
+        foreign_N=column("out_of_class"),
         transition_KK=read_transition(folder / TRANSITION),
         weight_M=np.array(list(opinions.values())),
         opinions=tuple(opinions),
