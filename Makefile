@@ -22,9 +22,10 @@ native: $(VENV)/.dev
 	    $(BIN)/cmake -S . -B $(NATIVE) >/dev/null && $(BIN)/cmake --build $(NATIVE) --parallel; \
 	else echo "no C++ compiler: the host twin of the CUDA kernels is not tested"; fi
 
-# On a machine with a GPU: its tests and measurements, and the records of both.
+# On a machine with a GPU: its tests and measurements, and the records of both. With DATA, a folder
+# such as `make demo` takes, the whole line on it as well.
 gpu-check: $(VENV)/.gpu
-	$(BIN)/python -m bench gpu-check
+	$(BIN)/python -m bench gpu-check $(if $(DATA),--data $(DATA))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

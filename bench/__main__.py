@@ -130,20 +130,36 @@ def quality(
 @app.command("gpu-check")
 def gpu_check(
     quick: Annotated[bool, typer.Option(help="Small inputs, and no records.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help=f"tests, or one of {', '.join(check.GPU_RUNS)}; may be given again."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with train-*.tar, test-*.tar, truth.parquet: the whole line."),
+    ] = None,
 ) -> None:
     """Run all tests and measurements of the GPU backend and write the records of both."""
+    parts = ("tests", *check.GPU_RUNS)
+    if unknown := set(only or ()) - set(parts):
+        raise typer.BadParameter(f"there are: {', '.join(parts)}", param_hint=sorted(unknown)[0])
     reason = why_unavailable("gpu")
     if reason is not None:
         typer.echo(f"gpu-check: nothing was run: {reason}", err=True)
         raise typer.Exit(4)
-    tests = check.run_tests()
-    typer.echo(f"tests: {tests['passed']} passed, {tests['failed']} failed")
-    missed = 0
+    failed = 0
+    if not only or "tests" in only:
+        tests = check.run_tests()
+        typer.echo(f"tests: {tests['passed']} passed, {tests['failed']} failed")
+        failed += tests["exit_code"] != 0
     for name in check.GPU_RUNS:
-        for goal, met in check.run_measurement(name, quick=quick, record=not quick).items():
+        if only and name not in only:
+            continue
+        goals = check.run_measurement(name, quick=quick, record=not quick, data=data)
+        for goal, met in goals.items():
             typer.echo(f"{name}: {'met' if met else 'MISSED'}: {goal}")
-            missed += not met
-    if tests["exit_code"] or missed:
+            failed += not met
+    if failed:
         raise typer.Exit(1)
 
 

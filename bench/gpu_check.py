@@ -10,6 +10,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,14 +18,14 @@ from bench.record import tree_state, write_record
 from shardsieve.data.manifest import library_versions
 
 # Measurements of bench.runs that have a part for the GPU.
-GPU_RUNS = ("class_gmm", "probe", "probe_step", "softmax_stats")
+GPU_RUNS = ("class_gmm", "probe", "probe_step", "softmax_stats", "embed", "tune")
 LAST_RUN = Path(__file__).parents[1] / "tests/gpu_last_run.json"
 
 
 class GpuMeasurement(Protocol):
     """What a module of `bench.runs` that measures on a GPU offers."""
 
-    def measure_gpu(self, *, quick: bool) -> dict[str, Any]:
+    def measure_gpu(self, *, quick: bool, **data: Any) -> dict[str, Any]:
         """Checks that the results are right, then times them on the current device."""
 
     def goals_gpu(self, result: dict[str, Any]) -> dict[str, bool]:
@@ -90,10 +91,20 @@ def count_tests(junit_xml: str) -> dict[str, Any]:
     return counts
 
 
-def run_measurement(name: str, *, quick: bool, record: bool) -> dict[str, bool]:
-    """Runs one measurement, records it if asked, and says which goals were met."""
+def run_measurement(
+    name: str, *, quick: bool, record: bool, data: Path | None = None
+) -> dict[str, bool]:
+    """Runs one measurement, records it if asked, and says which goals were met.
+
+    Args:
+        name: One of GPU_RUNS.
+        quick: Small inputs.
+        record: Write a record.
+        data: Folder with shards, for measurements that take one.
+    """
     module = cast("GpuMeasurement", import_module(f"bench.runs.{name}"))
-    result = module.measure_gpu(quick=quick)
+    takes_data = data is not None and "data" in signature(module.measure_gpu).parameters
+    result = module.measure_gpu(quick=quick, **({"data": data} if takes_data else {}))
     goals = module.goals_gpu(result)
     if record:
         whole = {**result, "device": describe_device(), "goals": goals}

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from bench.embed_gpu import goals_gpu, measure_gpu
 from bench.jpegs import photos, write_tars
 from bench.timing import interleaved
 from shardsieve.config import EmbedConfig, IndexConfig
@@ -24,6 +25,8 @@ from shardsieve.models.backbone import load_backbone
 from shardsieve.progress import Silent
 from shardsieve.shards.prefetch import Rows, in_order
 from shardsieve.stages.index import index
+
+__all__ = ["describe", "goals", "goals_gpu", "measure", "measure_gpu"]
 
 _SIDE = 128
 _BASELINE = "PyTorch behind a Pillow DataLoader"

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from bench import data as datasets
 from bench.noise import asymmetric, realised_rate, symmetric
+from bench.tune_gpu import goals_gpu, measure_gpu
 from shardsieve.config import load_config
 from shardsieve.data.index import SampleIndex
 from shardsieve.pipeline import run_stages
@@ -26,6 +27,8 @@ from shardsieve.predictions import predict
 from shardsieve.progress import console_progress
 from shardsieve.run import Run
 from shardsieve.rundir import RunDir
+
+__all__ = ["describe", "goals", "goals_gpu", "measure", "measure_gpu"]
 
 CELLS = (("symmetric", 0.5), ("asymmetric", 0.4))
 KINDS = {"symmetric": symmetric, "asymmetric": asymmetric}

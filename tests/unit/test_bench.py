@@ -66,3 +66,20 @@ def test_an_unknown_measurement_says_which_exist():
     done = run(bench_cli.app, ["run", "abacus"])
     assert done.exit_code == 2
     assert next(iter(RUNS)) in done.output
+
+
+def test_parts_of_the_gpu_check_are_named(monkeypatch):
+    done = run(bench_cli.app, ["gpu-check", "--only", "embedding"])
+    assert done.exit_code == 2
+    assert "there are: tests, class_gmm" in done.output
+    monkeypatch.setattr(bench_cli, "why_unavailable", lambda name: None)
+    called = []
+    monkeypatch.setattr(bench_cli.check, "run_tests", lambda: called.append("tests"))
+    monkeypatch.setattr(
+        bench_cli.check,
+        "run_measurement",
+        lambda name, **how: called.append(name) or {"a goal": name == "embed"},
+    )
+    assert run(bench_cli.app, ["gpu-check", "--only", "embed"]).exit_code == 0
+    assert run(bench_cli.app, ["gpu-check", "--only", "tune"]).exit_code == 1
+    assert called == ["embed", "tune"]
