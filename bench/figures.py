@@ -124,7 +124,7 @@ def _judge(digits: Digits, given_N: npt.NDArray[np.int64], loss: str = "gce") ->
         digits.features_ND,
         label_N,
         10,
-        ProbeConfig(loss=loss),  # type: ignore[arg-type]
+        ProbeConfig(loss=loss),
         seed=0,
         device=torch.device("cpu"),
         backend=backend,

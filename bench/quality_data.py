@@ -114,7 +114,7 @@ def _embedded(
     test_N = np.isin(shard_N, held_out)
     if not held_out:
         test_N = np.random.default_rng(0).random(len(usable)) < _TEST_SHARE
-    human = {}
+    human: dict[str, npt.NDArray[np.int64]] = {}
     if truth is not None:
         keys = np.asarray(samples.keys_N.to_pylist())[usable]
         true_N, human = _read_truth(truth, keys, ~test_N)

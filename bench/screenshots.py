@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ViewportSize
 
 # What is photographed: file name, the heading's anchor, and the schemes it is wanted in.
 _PARTS = (
@@ -14,7 +17,7 @@ _PARTS = (
     ("map", "map", ("light",)),
     ("gallery", "gallery", ("light", "dark")),
 )
-_SIZE = {"width": 1180, "height": 900}
+_SIZE: ViewportSize = {"width": 1180, "height": 900}
 
 
 def photograph(report: Path, out: Path) -> list[Path]:

@@ -110,8 +110,8 @@ def check(shards: list[Path]) -> None:
                     assert (shard, offset, size) == (number, image.offset_data, image.size)
                     assert f"{keys[row]}.jpg" == image.name and f"{keys[row]}.cls" == label.name
                     assert end_N[row] == label.offset_data + 512
-                    assert data[offset : offset + size] == tar.extractfile(image).read()
-                    assert label_N[row] == int(tar.extractfile(label).read())
+                    assert data[offset : offset + size] == _content(tar, image)
+                    assert label_N[row] == int(_content(tar, label))
                     row += 1
         assert row == len(found)
 
@@ -131,3 +131,9 @@ def peak_bytes(folder: str, n_shards: int) -> tuple[int, int]:
 def _count_with_tarfile(path: Path) -> int:
     with tarfile.open(path) as tar:
         return len(tar.getmembers())
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, f"{member.name} is no file"
+    return file.read()

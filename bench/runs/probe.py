@@ -161,7 +161,7 @@ def _fast_epochs(features_ND: np.ndarray, label_N: np.ndarray, n_classes: int) -
         features_ND,
         label_N,
         [HeadSpec(Q, FAST["lr"])],
-        ProbeConfig(epochs=4, **FAST),  # type: ignore[arg-type]
+        ProbeConfig(epochs=4, **FAST),
         n_classes=n_classes,
         on_epoch=lambda heads, epoch: marks.append(Cost(time.perf_counter(), _cpu_s())),
     )

@@ -100,8 +100,10 @@ def check(logits_BHK: Any, labels_B: np.ndarray, q_H: np.ndarray, backend: Any) 
     dtype = str(logits_BHK.dtype).removeprefix("torch.")
     tolerances = TOLERANCE["probe_step"][backend], GRADIENT_TOLERANCE[dtype]
     for field, tolerance in zip(want._fields, tolerances, strict=True):
-        arrays = (np.asarray(torch.as_tensor(getattr(step, field)).float()) for step in (got, want))
-        assert_close(field, *arrays, **tolerance)
+        found, right = (
+            np.asarray(torch.as_tensor(getattr(step, field)).float()) for step in (got, want)
+        )
+        assert_close(field, found, right, **tolerance)
 
 
 def with_torch(
@@ -125,7 +127,7 @@ def measure_gpu(*, quick: bool) -> dict[str, Any]:
 
     shapes = [(16_384, 1, 1000), (65_536, 16, 14)]
     if quick:
-        shapes = [(n_samples // 64, *rest) for n_samples, *rest in shapes]
+        shapes = [(n_samples // 64, n_heads, n_classes) for n_samples, n_heads, n_classes in shapes]
     cases = []
     for n_samples, n_heads, n_classes in shapes:
         batch = make_batch(n_samples, n_heads, n_classes)

@@ -149,18 +149,18 @@ def costs_of_the_engine(folder: str) -> dict[str, Any]:
     out.mkdir()
     executor = RayExecutor(Silent(), workers=2)
     start = time.perf_counter()
-    list(executor.map(Job("embed", "images", _Load, _one), [0, 1], out, _one))
+    list(executor.map(Job("embed", "images", _Load, _one), [0, 1], out, _unheard))
     start_s = time.perf_counter() - start
     n_pieces = 400
-    list(executor.map(Job("embed", "images", _Nothing, _one), list(range(8)), out, _one))
+    list(executor.map(Job("embed", "images", _Nothing, _one), list(range(8)), out, _unheard))
     start = time.perf_counter()
-    list(executor.map(Job("embed", "images", _Nothing, _one), list(range(n_pieces)), out, _one))
+    list(executor.map(Job("embed", "images", _Nothing, _one), list(range(n_pieces)), out, _unheard))
     driver_s = (time.perf_counter() - start) / n_pieces
     n_files = 40
     start = time.perf_counter()
     with _hidden(Place):
         # As without a common disk: the files pass through the driver.
-        list(executor.map(Job("embed", "images", _File, _one), list(range(n_files)), out, _one))
+        list(executor.map(Job("embed", "images", _File, _one), list(range(n_files)), out, _unheard))
     seconds = time.perf_counter() - start - n_files * driver_s
     executor.close()
     return {
@@ -227,6 +227,10 @@ class _Load(_Nothing):
 
 def _one(result: object) -> int:
     return 1
+
+
+def _unheard(amount: int) -> None:
+    return None
 
 
 class _hidden:

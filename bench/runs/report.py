@@ -45,7 +45,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     fresh page of Chromium: least, median, most. Absent where there is no Chromium.
     """
     sizes = (5_000, 20_000) if quick else SIZES
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         for n_samples in sizes:
             folder = Path(name) / str(n_samples)

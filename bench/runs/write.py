@@ -233,7 +233,7 @@ def _kept_keys(samples: SampleIndex, kept_N: np.ndarray[Any, np.dtype[np.bool_]]
 @contextmanager
 def _no_fsync() -> Iterator[None]:
     genuine = os.fsync
-    os.fsync = lambda _descriptor: None
+    os.fsync = lambda fd: None
     try:
         yield
     finally:
