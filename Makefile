@@ -23,7 +23,7 @@ native: $(VENV)/.dev
 	else echo "no C++ compiler: the host twin of the CUDA kernels is not tested"; fi
 
 # On a machine with a GPU: its tests and measurements, and the records of both. With DATA, a folder
-# such as `make demo` takes, the whole line on it as well.
+# with train-*.tar, test-*.tar and truth.parquet, the whole line on it as well.
 gpu-check: $(VENV)/.gpu
 	$(BIN)/python -m bench gpu-check $(if $(DATA),--data $(DATA))
 

@@ -143,6 +143,8 @@ def gpu_check(
     parts = ("tests", *check.GPU_RUNS)
     if unknown := set(only or ()) - set(parts):
         raise typer.BadParameter(f"there are: {', '.join(parts)}", param_hint=sorted(unknown)[0])
+    if data is not None and (missing := check.missing_in(data)):
+        raise typer.BadParameter(f"{data} has no {', no '.join(missing)}", param_hint="--data")
     reason = why_unavailable("gpu")
     if reason is not None:
         typer.echo(f"gpu-check: nothing was run: {reason}", err=True)

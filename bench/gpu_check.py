@@ -91,6 +91,12 @@ def count_tests(junit_xml: str) -> dict[str, Any]:
     return counts
 
 
+def missing_in(data: Path) -> list[str]:
+    """Names what the whole line needs of a folder and does not find there."""
+    wanted = ("train-*.tar", "test-*.tar", "truth.parquet")
+    return [pattern for pattern in wanted if not any(data.glob(pattern))]
+
+
 def run_measurement(
     name: str, *, quick: bool, record: bool, data: Path | None = None
 ) -> dict[str, bool]:

@@ -20,6 +20,8 @@ from shardsieve.progress import console_progress
 
 NETWORK = "vit_base_patch16_224"
 IMAGES_PER_S, WAITING = 3_400, 0.03
+# Of an epoch: the first batch is waited for, and that must not count for much.
+_IMAGES = 65_536
 # Of training: a forward pass, and twice as much backward.
 _PASSES = 3
 _LINE = ["index", "embed", "probe", "select", "tune"]
@@ -35,7 +37,7 @@ def measure_gpu(*, quick: bool, data: Path | None = None) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="shardsieve-bench-") as name:
         folder = Path(name)
-        speed = measure_speed(NETWORK, folder, n_images=1_024 if quick else 16_384)
+        speed = measure_speed(NETWORK, folder, n_images=1_024 if quick else _IMAGES)
         speed["mfu"] = round(
             speed["flops_per_image"] * speed["images_per_s"] / product_flops_per_s(), 4
         )
@@ -54,7 +56,8 @@ def goals_gpu(result: dict[str, Any]) -> dict[str, bool]:
     }
     if result["line"] is not None:
         selection, last = result["line"]["selection"], result["line"]["accuracy"][-1]
-        before, after = selection["noise_before"], selection["noise_after"]
+        # Nothing is wrong where nothing is kept, and nothing is gained.
+        before, after = selection["noise_before"], selection.get("noise_after", 1.0)
         told = f"wrong labels {before:.1%} -> {after:.1%}, test accuracy {last:.3f}"
         met[f"{told}: fewer wrong ones kept"] = after < before
     return met

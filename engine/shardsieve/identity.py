@@ -40,7 +40,7 @@ STAGES = (
     Stage("index", 2, ()),
     Stage("embed", 3, ("index",)),
     Stage("probe", 2, ("index", "embed")),
-    Stage("select", 4, ("index", "embed", "probe")),
+    Stage("select", 5, ("index", "embed", "probe")),
     Stage("tune", 2, ("index", "embed", "probe", "select")),
     Stage("write", 2, ("index", "select")),
     Stage("report", 2, ("index", "embed", "probe", "select", "write")),

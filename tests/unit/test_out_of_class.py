@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
 
 from shardsieve.selection.best import fold_of, select_best
+from shardsieve.selection.neighbours import Neighbourhood
 from shardsieve.selection.noise_model import (
     Foreign,
     NoiseModel,
@@ -14,10 +16,10 @@ from shardsieve.selection.noise_model import (
     diffuse_transition,
     fit_noise_model,
     fit_transition,
-    is_any_foreign,
+    fit_with_foreign,
     responsibilities,
 )
-from shardsieve.selection.out_of_class import first_guess, unlike_any
+from shardsieve.selection.out_of_class import first_guess, odds_of_one_vote, unlike_any
 from shardsieve.selection.projection import fit_projection
 
 
@@ -85,19 +87,26 @@ def test_one_confused_pair_is_not_foreign():
     assert (clean(features, label, 6).foreign_N == 0).all()
 
 
+def test_votes_of_the_folds_left_out_do_not_count():
+    index = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]], np.int32)
+    near = Neighbourhood(index, n_folds=4, n_classes=3, folder=None)
+    label, fold = np.array([0, 1, 1, 2], np.int32), np.arange(4, dtype=np.int8)
+    votes = near.label_votes(np.array([0, 3]), label, fold, (0, 1)).toarray()
+    np.testing.assert_array_equal(votes, [[0, 1, 1], [0, 1, 0]])
+
+
 def test_guess_goes_by_the_labels_around():
-    transition = diffuse_transition(4, 0.7)
-    given = np.full(4, 0.25)
-    votes = np.array([[24, 0, 0, 0], [17, 3, 2, 2], [6, 6, 6, 6], [0, 0, 0, 0]], float)
-    own, noisy, mixed, nobody = first_guess(votes, transition, given)
+    odds = odds_of_one_vote(diffuse_transition(4, 0.7), np.full(4, 0.25))
+    votes = csr_array([[24, 0, 0, 0], [17, 3, 2, 2], [6, 6, 6, 6], [0, 0, 0, 0]], dtype=float)
+    own, noisy, mixed, nobody = first_guess(votes, odds)
     assert own < noisy < 0.03
     assert mixed > 0.8
     assert nobody == pytest.approx(0.03)
 
 
 def test_guess_is_none_where_labels_say_nothing():
-    votes = np.random.default_rng(0).multinomial(24, np.full(4, 0.25), 50).astype(float)
-    guess = first_guess(votes, np.full((4, 4), 0.25), np.full(4, 0.25))
+    votes = csr_array(np.random.default_rng(0).multinomial(24, np.full(4, 0.25), 50), dtype=float)
+    guess = first_guess(votes, odds_of_one_vote(np.full((4, 4), 0.25), np.full(4, 0.25)))
     np.testing.assert_allclose(guess, 0.03)
 
 
@@ -128,7 +137,8 @@ def test_fit_finds_weight_bias_and_transition_matrix():
 @pytest.mark.parametrize("share", [0.0, 0.2])
 def test_labels_say_whether_anything_is_foreign(share):
     logits, label, _, start, foreign = drawn(share)
-    assert is_any_foreign(logits, label, replace(start, foreign=foreign)) == (share > 0)
+    found = fit_with_foreign(logits, label, replace(start, foreign=foreign))
+    assert (found is not None) == (share > 0)
 
 
 def test_counts_what_is_above():

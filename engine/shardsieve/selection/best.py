@@ -29,12 +29,12 @@ from shardsieve.selection.noise_model import (
     diffuse_transition,
     fit_noise_model,
     fit_transition,
+    fit_with_foreign,
     image_dependence,
-    is_any_foreign,
     log_likelihood,
     responsibilities,
 )
-from shardsieve.selection.out_of_class import first_guess
+from shardsieve.selection.out_of_class import first_guess, odds_of_one_vote
 from shardsieve.selection.projection import View
 
 Labels = npt.NDArray[np.int32]
@@ -42,7 +42,9 @@ Labels = npt.NDArray[np.int32]
 ProbeLogits = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.floating]]
 BLOCK_ROWS = 16_384
 ROUNDS = 4
-PASSES = 2 * ROUNDS + 1
+# Passes until a class for foreign images is given up, and of all.
+_TRIAL_PASSES = 4
+PASSES = 2 * ROUNDS + 1 + _TRIAL_PASSES
 # Every opinion starts with a little weight, or the fit would never try it.
 _START_WEIGHT = 0.02
 # How much the dependence of noise on the image changes the model, see `_combine`, and at most
@@ -106,57 +108,87 @@ def _by_rounds(
     advance: Callable[[int], None],
 ) -> Cleaning:
     label_N, views = points.label_N, points.views
-    n_classes = points.n_classes
-    rows = _fit_rows(len(label_N), n_classes)
-    label_R = label_N[rows]
-    held_out: list[list[Classifier]] = []
-    opinions = []
-    fits: list[NoiseModel] = []
-    model = NoiseModel.start(np.full(len(views), 0.5 / len(views)), diffuse_transition(n_classes))
+    rows = _fit_rows(len(label_N), points.n_classes)
+    start_M = np.full(len(views), 0.5 / len(views))
+    model = NoiseModel.start(start_M, diffuse_transition(points.n_classes))
     sums = _first_sums(points)
-    for turn in range(ROUNDS):
-        classifiers, logits_VRC = _learn(points, sums, rows)
-        held_out.append(classifiers)
-        opinions.append(logits_VRC)
-        model = fit_noise_model(logits_VRC, label_R, model)
-        fits.append(model)
-        advance(len(label_N))
-        if turn == 0:
-            sums, model = _second_round(points, sums, model, near, rows)
-            advance(len(label_N))
-        elif turn + 1 < ROUNDS:
-            sums = _relabelled_sums(points, sums, model, near)
-            advance(len(label_N))
+    model = fit_noise_model(_learn(points, sums, rows)[1], label_N[rows], model)
+    advance(len(label_N))
+    later = _later_rounds(points, near, rows, sums, model, advance, foreign=True)
+    if not later:
+        later = _later_rounds(points, near, rows, sums, model, advance, foreign=False)
+    else:
+        advance(_TRIAL_PASSES * len(label_N))
     others = _Others(near, probe_logits)
-    opinions.append(others.logits(rows, points.fold_N[rows]))
-    together = _combine(np.concatenate(opinions[1:]), label_R, fits[1:])
-    likelihood = tuple(fit.log_likelihood for fit in (*fits, together))
-    return _judge(points, held_out[1:], together, others, likelihood, advance)
+    opinions = [*(one.logits_VRC for one in later), others.logits(rows, points.fold_N[rows])]
+    fits = [one.model for one in later]
+    together = _combine(np.concatenate(opinions), label_N[rows], fits)
+    likelihood = tuple(fit.log_likelihood for fit in (model, *fits, together))
+    held_out = [one.classifiers for one in later]
+    return _judge(points, held_out, together, others, likelihood, advance)
 
 
-def _second_round(
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What came of one round.
+
+    Attributes:
+        classifiers: One per fold, which has not seen it.
+        logits_VRC: What they say of the rows that models are fitted to.
+        model: Fitted to that.
+    """
+
+    classifiers: list[Classifier]
+    logits_VRC: npt.NDArray[np.float32]
+    model: NoiseModel
+
+
+def _later_rounds(
     points: _Points,
-    sums: ClassSums,
-    model: NoiseModel,
     near: Neighbourhood,
     rows: npt.NDArray[np.int64],
-) -> tuple[ClassSums, NoiseModel]:
-    """Relabels for the second round, with a class for foreign images if there seem to be any.
+    sums: ClassSums,
+    model: NoiseModel,
+    advance: Callable[[int], None],
+    *,
+    foreign: bool,
+) -> list[_Round]:
+    """Does all rounds but the first.
 
-    Such a class begins as a guess and needs a round to find itself; then the labels held out say
-    whether it is of use.
+    Args:
+        points: The samples.
+        near: Is told the posteriors.
+        rows: That models are fitted to.
+        sums: Of the first round.
+        model: Of the first round.
+        advance: Is told the rows of each pass.
+        foreign: With a class for foreign images. It begins as a guess and needs a round to find
+            itself; then the labels held out say whether it is of use.
 
     Returns:
-        Class sums, and the model that the next fit starts from.
+        Nothing if it is of none.
     """
-    label_R = points.label_N[rows]
-    guessed = _relabelled_sums(points, sums, model, near, guess=True)
-    start = replace(model, foreign=Foreign(0.0, points.given_K))
-    first = fit_noise_model(_learn(points, guessed, rows)[1], label_R, start)
-    found_itself = _relabelled_sums(points, guessed, first, near)
-    if is_any_foreign(_learn(points, found_itself, rows)[1], label_R, first):
-        return guessed, start
-    return _relabelled_sums(points, sums, model, near), model
+    label_R, n_samples = points.label_N[rows], len(points.label_N)
+    sums = _relabelled_sums(points, sums, model, near, guess=foreign)
+    if foreign:
+        model = replace(model, foreign=Foreign(0.0, points.given_K))
+    done: list[_Round] = []
+    while True:
+        advance(n_samples)
+        classifiers, logits_VRC = _learn(points, sums, rows)
+        if foreign and len(done) == 1:
+            found = fit_with_foreign(logits_VRC, label_R, model)
+            if found is None:
+                advance(n_samples)
+                return []
+            model = found
+        else:
+            model = fit_noise_model(logits_VRC, label_R, model)
+        done.append(_Round(classifiers, logits_VRC, model))
+        advance(n_samples)
+        if len(done) == ROUNDS - 1:
+            return done
+        sums = _relabelled_sums(points, sums, model, near)
 
 
 def _learn(
@@ -300,6 +332,7 @@ def _relabelled_sums(
         for fold in folds
         if fold != held_out
     }
+    odds_KK = odds_of_one_vote(model.transition_KK, points.given_K)
     n_true = sums.count_MFK.shape[2] + guess
     fresh = ClassSums.empty(points.n_folds, points.n_folds, n_true, points.points_Nd.shape[1])
     for fold, rows, points_Bd in points.blocks():
@@ -315,10 +348,9 @@ def _relabelled_sums(
             sharp_BC = posterior_BC**_SHARPEN
             sharp_BC /= sharp_BC.sum(1, keepdims=True)
             if guess:
-                voting_N = (points.fold_N != held_out) & (points.fold_N != fold)
-                votes_BK = near.label_votes(rows, points.label_N, voting_N)
-                foreign_B = first_guess(votes_BK, model.transition_KK, points.given_K)[:, None]
-                sharp_BC = np.hstack([sharp_BC * (1 - foreign_B), foreign_B])
+                votes_BK = near.label_votes(rows, points.label_N, points.fold_N, (held_out, fold))
+                foreign_B1 = first_guess(votes_BK, odds_KK)[:, None]
+                sharp_BC = np.hstack([sharp_BC * (1 - foreign_B1), foreign_B1])
             weight_BMC[:, held_out] = sharp_BC
         fresh.add(fold, points_Bd, weight_BMC)
         near.remember(rows, weight_BMC)

@@ -17,9 +17,11 @@ class Cleaning:
 
     Attributes:
         p_clean_N: (N,) f64, probability that the given label is right.
-        margin_N: (N,) f32, P(given | x) minus the largest other P(i | x), label unseen, in [-1, 1].
+        margin_N: (N,) f32, P(given | x) minus the largest P(i | x) of another of the K classes,
+            label unseen, in [-1, 1].
         agree_N: (N,) f32, P(given | x), label unseen.
-        suggested_N: (N,) i32, the most probable class, given label and all.
+        suggested_N: (N,) i32, the most probable of the K classes, given label and all, also where
+            the image probably shows none.
         confidence_N: (N,) f32, its probability.
         neighbours_N: (N,) f32, share of the nearest neighbours with the same label as given.
         distance_N: (N,) f32, squared distance to the nearest class centre, the median is 1.

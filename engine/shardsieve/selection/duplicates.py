@@ -40,7 +40,8 @@ def same_pictures(
 
     One pass over the features: all are projected on a few random axes, and only those that are near
     there, with equal sizes, are compared in full. Time is n log n, also where all sizes are equal
-    (uncompressed images); memory is a few numbers per sample.
+    (uncompressed images), unless thousands of them are nearly, and not quite, the same; memory is a
+    few numbers per sample.
 
     Args:
         features: Cached features of N samples.
@@ -107,6 +108,7 @@ def _mark_near(
     points for the search.
     """
     cells_Ca, cell_G = np.unique(np.round(place_Ga / near), axis=0, return_inverse=True)
+    cell_G = cell_G.reshape(-1)
     order = np.argsort(cell_G, kind="stable")
     edges = np.searchsorted(cell_G[order], np.arange(len(cells_Ca) + 1))
     # Half a cell's diagonal is lost at either end.
@@ -120,6 +122,7 @@ def _mark_near(
         cells = tree.query_ball_point(cells_Ca[cell_G[one]], reach)
         others = np.concatenate([order[edges[cell] : edges[cell + 1]] for cell in cells])
         others = np.sort(others[(others > one) & (first_N[rows[others]] < 0)])
+        others = others[np.linalg.norm(place_Ga[others] - place_Ga[one], axis=1) <= near]
         if len(others):
             same = _same_as(features, rows[one], rows[others])
             first_N[rows[others[same]]] = rows[one]

@@ -1,6 +1,7 @@
 """What the nearest other samples say of a sample's class.
 
-Shapes: N samples, J neighbours, K classes, F folds, B rows of a block, d axes, C classes stored.
+Shapes: N samples, J neighbours, K classes, C with the foreign one (see `noise_model`), F folds,
+B rows of a block, d axes, S classes stored.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 N_NEIGHBOURS = 24
 # Fewer axes of the projection find worse neighbours, more cost more than they bring (measured).
@@ -49,34 +51,37 @@ class Neighbourhood:
         self._n_classes = n_classes
         # Of the posteriors: more by one where there is a class for foreign images.
         self._n_true = n_classes
-        shape = (len(index_NJ), n_folds, min(_STORED, n_classes))
-        self._class_NFC = _zeros(folder, "votes-class.npy", shape, np.int32)
-        self._weight_NFC = _zeros(folder, "votes-weight.npy", shape, np.float16)
+        shape = (len(index_NJ), n_folds, min(_STORED, n_classes + 1))
+        self._class_NFS = _zeros(folder, "votes-class.npy", shape, np.int32)
+        self._weight_NFS = _zeros(folder, "votes-weight.npy", shape, np.float16)
 
     def remember(
-        self, rows: npt.NDArray[np.int64], posterior_BFK: npt.NDArray[np.floating]
+        self, rows: npt.NDArray[np.int64], posterior_BFC: npt.NDArray[np.floating]
     ) -> None:
         """Keeps the largest parts of the posteriors of some rows, by held-out fold."""
-        n_stored, self._n_true = self._class_NFC.shape[2], posterior_BFK.shape[2]
-        largest_BFC = np.argpartition(-posterior_BFK, n_stored - 1, axis=2)[:, :, :n_stored]
-        self._class_NFC[rows] = largest_BFC
-        self._weight_NFC[rows] = np.take_along_axis(posterior_BFK, largest_BFC, 2)
+        self._n_true = posterior_BFC.shape[2]
+        n_stored = min(self._class_NFS.shape[2], self._n_true)
+        largest_BFS = np.argpartition(-posterior_BFC, n_stored - 1, axis=2)[:, :, :n_stored]
+        self._class_NFS[rows, :, :n_stored] = largest_BFS
+        self._weight_NFS[rows, :, :n_stored] = np.take_along_axis(posterior_BFC, largest_BFS, 2)
+        # There may have been one more class before.
+        self._class_NFS[rows, :, n_stored:] = self._weight_NFS[rows, :, n_stored:] = 0
 
     def label_votes(
         self,
         rows: npt.NDArray[np.int64],
         label_N: npt.NDArray[np.int32],
-        voting_N: npt.NDArray[np.bool_],
-    ) -> npt.NDArray[np.float64]:
-        """Returns (B, K): how many neighbours that have a vote were given each label."""
+        fold_N: npt.NDArray[np.integer],
+        left_out: tuple[int, ...],
+    ) -> csr_array:
+        """Returns (B, K) f64: how many neighbours of other folds were given each label."""
         near_BJ = self._index_NJ[rows]
-        place_BJ = label_N[near_BJ] + self._n_classes * np.arange(len(rows))[:, None]
-        votes = np.bincount(
-            place_BJ.ravel(),
-            voting_N[near_BJ].ravel().astype(np.float64),
-            minlength=len(rows) * self._n_classes,
+        votes_BJ = ~np.isin(fold_N[near_BJ], left_out)
+        starts = np.arange(len(rows) + 1) * near_BJ.shape[1]
+        return csr_array(
+            (votes_BJ.ravel().astype(np.float64), label_N[near_BJ].ravel(), starts),
+            shape=(len(rows), self._n_classes),
         )
-        return np.asarray(votes.reshape(len(rows), self._n_classes), np.float64)
 
     def agreement(
         self, rows: npt.NDArray[np.int64], label_N: npt.NDArray[np.int32]
@@ -97,8 +102,8 @@ class Neighbourhood:
         C are the classes of the posteriors that were remembered last.
         """
         near_BJ, fold_B1 = self._index_NJ[rows], fold_B.astype(np.int64)[:, None]
-        class_BV = self._class_NFC[near_BJ, fold_B1].reshape(len(rows), -1).astype(np.int64)
-        weight_BV = self._weight_NFC[near_BJ, fold_B1].reshape(len(rows), -1)
+        class_BV = self._class_NFS[near_BJ, fold_B1].reshape(len(rows), -1).astype(np.int64)
+        weight_BV = self._weight_NFS[near_BJ, fold_B1].reshape(len(rows), -1)
         place_BV = class_BV + self._n_true * np.arange(len(rows))[:, None]
         votes = np.bincount(place_BV.ravel(), weight_BV.ravel(), minlength=len(rows) * self._n_true)
         votes_BC = votes.reshape(len(rows), self._n_true) + _PRIOR_VOTES / self._n_true
