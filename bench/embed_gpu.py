@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from bench.jpegs import drawn, write_tars
+from bench.timing import cost, interleaved
 from shardsieve.config import EmbedConfig, IndexConfig
 from shardsieve.data.index import SampleIndex
 from shardsieve.embedding import Runner
@@ -133,12 +132,18 @@ def measure_network(
     batches = [np.arange(at, min(at + size, len(samples))) for at in range(0, len(samples), size)]
     resident = runner.images(batches[0]).pixels.to(device)
     images = runner.images
-    once = _seconds(lambda: [runner.engine(resident) for _ in batches], device)
-    passes = max(1, math.ceil(least_seconds / once))
+
+    def compute() -> None:
+        for _ in batches:
+            runner.engine(resident)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    passes = max(1, math.ceil(least_seconds / cost(compute).wall_s))
     parts: dict[str, Callable[[], object]] = {
         "read only": lambda: _on_threads(_each(images.read), batches, cores),
         "decode only": lambda: _on_threads(images, batches, cores),
-        "model only": lambda: [runner.engine(resident) for _ in batches],
+        "model only": compute,
         "all of it": lambda: _exhaust(runner.run(batches * passes)),
     }
     done = {name: len(samples) for name in parts}
@@ -147,14 +152,9 @@ def measure_network(
         # Trying batch sizes took more than a run does.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    for repeat in range(_REPEATS + 1):
-        for name, part in parts.items():
-            spent = _seconds(part, device)
-            # The first round loads kernels and fills the page cache.
-            if repeat:
-                seconds[name].append(spent)
-    rates = {name: done[name] / statistics.median(all_s) for name, all_s in seconds.items()}
+    # The first round loads kernels and fills the page cache.
+    costs = interleaved(parts, _REPEATS, warmups=1)
+    rates = {name: done[name] / costs[name]["wall_s"][1] for name in parts}
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
         "network": network,
@@ -166,14 +166,6 @@ def measure_network(
         "of_model": round(rates["all of it"] / rates["model only"], 4),
         "peak_device_bytes": peak,
     }
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _each(read: Callable[[int], object]) -> Callable[[Rows], object]:

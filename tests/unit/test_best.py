@@ -17,11 +17,11 @@ from shardsieve.selection.estimates import (
     tau_for_purity,
     within_quotas,
 )
+from shardsieve.selection.noise_fit import fit_noise_model
 from shardsieve.selection.noise_model import (
     NoiseModel,
     class_probabilities,
     diffuse_transition,
-    fit_noise_model,
     fit_transition,
     image_dependence,
     responsibilities,

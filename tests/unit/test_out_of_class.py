@@ -9,14 +9,13 @@ from sklearn.metrics import roc_auc_score
 
 from shardsieve.selection.best import fold_of, select_best
 from shardsieve.selection.neighbours import Neighbourhood
+from shardsieve.selection.noise_fit import fit_noise_model, fit_with_foreign
 from shardsieve.selection.noise_model import (
     Foreign,
     NoiseModel,
     class_probabilities,
     diffuse_transition,
-    fit_noise_model,
     fit_transition,
-    fit_with_foreign,
     responsibilities,
 )
 from shardsieve.selection.out_of_class import first_guess, odds_of_one_vote, unlike_any

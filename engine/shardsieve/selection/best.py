@@ -12,7 +12,7 @@ M opinions, d axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,38 +21,36 @@ import numpy.typing as npt
 
 from shardsieve.selection.blas_threads import threads_for
 from shardsieve.selection.cleaning import Cleaning
-from shardsieve.selection.discriminant import Classifier, ClassSums, Floats, discriminant
+from shardsieve.selection.discriminant import Classifier, Floats
 from shardsieve.selection.neighbours import Neighbourhood, nearest
+from shardsieve.selection.noise_fit import fit_noise_model
 from shardsieve.selection.noise_model import (
-    Foreign,
     NoiseModel,
     diffuse_transition,
-    fit_noise_model,
     fit_transition,
-    fit_with_foreign,
     image_dependence,
     log_likelihood,
     responsibilities,
 )
-from shardsieve.selection.out_of_class import first_guess, odds_of_one_vote
 from shardsieve.selection.projection import View
+from shardsieve.selection.rounds import (
+    BLOCK_ROWS,
+    TRIAL_PASSES,
+    Labels,
+    Points,
+    first_sums,
+    later_rounds,
+    learn,
+)
 
-Labels = npt.NDArray[np.int32]
 # Rows to (B, K) logits of a probe that never saw them.
 ProbeLogits = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.floating]]
-BLOCK_ROWS = 16_384
-ROUNDS = 4
-# Passes until a class for foreign images is given up, and of all.
-_TRIAL_PASSES = 4
-PASSES = 2 * ROUNDS + 1 + _TRIAL_PASSES
 # Every opinion starts with a little weight, or the fit would never try it.
 _START_WEIGHT = 0.02
 # How much the dependence of noise on the image changes the model, see `_combine`, and at most
 # (chosen on random1, symmetric 0.4 and 0.8, asymmetric 0.4, instance 0.4: the estimated rates are
 # then right within 2 points, p_clean within 0.02).
 _STEEP, _MOST_CHANGE, _LAST_STEPS = 2.0, 0.25, 40
-# The posterior is sharpened before it becomes the label of the next round (measured: 1 drifts).
-_SHARPEN = 2
 # Rows that weights and transition matrix are fitted to.
 _FIT_ROWS, _FIT_VALUES = 40_000, 1_000_000
 
@@ -93,7 +91,7 @@ def select_best(
     n_folds = int(fold_N.max()) + 1
     if n_folds < 3:
         raise ValueError(f"{n_folds} folds: two are left out at once, so at least 3 are needed")
-    points = _Points(points_Nd, label_N, fold_N, n_classes, n_folds, views)
+    points = Points(points_Nd, label_N, fold_N, n_classes, n_folds, views)
     near = Neighbourhood(nearest(points_Nd, folder=folder), n_folds, n_classes, folder)
     advance(len(label_N))
     rows_at_once = min(len(label_N), BLOCK_ROWS) / n_folds
@@ -102,7 +100,7 @@ def select_best(
 
 
 def _by_rounds(
-    points: _Points,
+    points: Points,
     near: Neighbourhood,
     probe_logits: ProbeLogits | None,
     advance: Callable[[int], None],
@@ -111,14 +109,14 @@ def _by_rounds(
     rows = _fit_rows(len(label_N), points.n_classes)
     start_M = np.full(len(views), 0.5 / len(views))
     model = NoiseModel.start(start_M, diffuse_transition(points.n_classes))
-    sums = _first_sums(points)
-    model = fit_noise_model(_learn(points, sums, rows)[1], label_N[rows], model)
+    sums = first_sums(points)
+    model = fit_noise_model(learn(points, sums, rows)[1], label_N[rows], model)
     advance(len(label_N))
-    later = _later_rounds(points, near, rows, sums, model, advance, foreign=True)
+    later = later_rounds(points, near, rows, sums, model, advance, foreign=True)
     if not later:
-        later = _later_rounds(points, near, rows, sums, model, advance, foreign=False)
+        later = later_rounds(points, near, rows, sums, model, advance, foreign=False)
     else:
-        advance(_TRIAL_PASSES * len(label_N))
+        advance(TRIAL_PASSES * len(label_N))
     others = _Others(near, probe_logits)
     opinions = [*(one.logits_VRC for one in later), others.logits(rows, points.fold_N[rows])]
     fits = [one.model for one in later]
@@ -126,78 +124,6 @@ def _by_rounds(
     likelihood = tuple(fit.log_likelihood for fit in (model, *fits, together))
     held_out = [one.classifiers for one in later]
     return _judge(points, held_out, together, others, likelihood, advance)
-
-
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """What came of one round.
-
-    Attributes:
-        classifiers: One per fold, which has not seen it.
-        logits_VRC: What they say of the rows that models are fitted to.
-        model: Fitted to that.
-    """
-
-    classifiers: list[Classifier]
-    logits_VRC: npt.NDArray[np.float32]
-    model: NoiseModel
-
-
-def _later_rounds(
-    points: _Points,
-    near: Neighbourhood,
-    rows: npt.NDArray[np.int64],
-    sums: ClassSums,
-    model: NoiseModel,
-    advance: Callable[[int], None],
-    *,
-    foreign: bool,
-) -> list[_Round]:
-    """Does all rounds but the first.
-
-    Args:
-        points: The samples.
-        near: Is told the posteriors.
-        rows: That models are fitted to.
-        sums: Of the first round.
-        model: Of the first round.
-        advance: Is told the rows of each pass.
-        foreign: With a class for foreign images. It begins as a guess and needs a round to find
-            itself; then the labels held out say whether it is of use.
-
-    Returns:
-        Nothing if it is of none.
-    """
-    label_R, n_samples = points.label_N[rows], len(points.label_N)
-    sums = _relabelled_sums(points, sums, model, near, guess=foreign)
-    if foreign:
-        model = replace(model, foreign=Foreign(0.0, points.given_K))
-    done: list[_Round] = []
-    while True:
-        advance(n_samples)
-        classifiers, logits_VRC = _learn(points, sums, rows)
-        if foreign and len(done) == 1:
-            found = fit_with_foreign(logits_VRC, label_R, model)
-            if found is None:
-                advance(n_samples)
-                return []
-            model = found
-        else:
-            model = fit_noise_model(logits_VRC, label_R, model)
-        done.append(_Round(classifiers, logits_VRC, model))
-        advance(n_samples)
-        if len(done) == ROUNDS - 1:
-            return done
-        sums = _relabelled_sums(points, sums, model, near)
-
-
-def _learn(
-    points: _Points, sums: ClassSums, rows: npt.NDArray[np.int64]
-) -> tuple[list[Classifier], npt.NDArray[np.float32]]:
-    """Returns a classifier per fold that has not seen it, and (V, R, C) what they say of `rows`."""
-    folds = range(points.n_folds)
-    classifiers = [discriminant(*sums.without(fold, fold), points.views) for fold in folds]
-    return classifiers, _opinions(points, classifiers, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,109 +197,8 @@ def _fit_rows(n_samples: int, n_classes: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(n_samples, n_rows, replace=False))
 
 
-@dataclass(frozen=True, slots=True)
-class _Points:
-    """The projected samples, read in blocks."""
-
-    points_Nd: npt.NDArray[np.floating]
-    label_N: Labels
-    fold_N: npt.NDArray[np.int8]
-    n_classes: int
-    n_folds: int
-    views: tuple[View, ...]
-
-    @property
-    def given_K(self) -> npt.NDArray[np.float64]:
-        """Share of the samples that is given each label."""
-        return np.bincount(self.label_N, minlength=self.n_classes) / len(self.label_N)
-
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[np.int64], Floats]]:
-        """Yields fold, rows of this fold and their points."""
-        for start in range(0, len(self.label_N), BLOCK_ROWS):
-            block_Bd = self.points_Nd[start : start + BLOCK_ROWS].astype(np.float32)
-            fold_B = self.fold_N[start : start + BLOCK_ROWS]
-            for fold in range(self.n_folds):
-                mine = np.flatnonzero(fold_B == fold)
-                if len(mine):
-                    yield fold, start + mine, block_Bd[mine]
-
-
-def _first_sums(points: _Points) -> ClassSums:
-    """Class sums of the labels as given: the same whatever fold is held out."""
-    n_folds, n_classes = points.n_folds, points.n_classes
-    one = ClassSums.empty(1, n_folds, n_classes, points.points_Nd.shape[1])
-    for fold, rows, points_Bd in points.blocks():
-        given_BK = np.zeros((len(rows), 1, n_classes), np.float32)
-        given_BK[np.arange(len(rows)), 0, points.label_N[rows]] = 1
-        one.add(fold, points_Bd, given_BK)
-    return ClassSums(
-        np.repeat(one.sum_MFKd, n_folds, axis=0), np.repeat(one.count_MFK, n_folds, axis=0)
-    )
-
-
-def _relabelled_sums(
-    points: _Points, sums: ClassSums, model: NoiseModel, near: Neighbourhood, *, guess: bool = False
-) -> ClassSums:
-    """Class sums of the next round: each sample counts by its sharpened posterior.
-
-    Under held-out fold f, a sample of fold g is judged by the classifier that saw neither f nor g.
-
-    Args:
-        points: The samples.
-        sums: Of this round.
-        model: Of this round.
-        near: Is told the posteriors.
-        guess: Begin a class for foreign images, by the labels of the neighbours.
-    """
-    folds = range(points.n_folds)
-    judges = {
-        (held_out, fold): discriminant(*sums.without(held_out, held_out, fold), points.views)
-        for held_out in folds
-        for fold in folds
-        if fold != held_out
-    }
-    odds_KK = odds_of_one_vote(model.transition_KK, points.given_K)
-    n_true = sums.count_MFK.shape[2] + guess
-    fresh = ClassSums.empty(points.n_folds, points.n_folds, n_true, points.points_Nd.shape[1])
-    for fold, rows, points_Bd in points.blocks():
-        weight_BMC = np.zeros((len(rows), points.n_folds, n_true), np.float32)
-        for held_out in folds:
-            if held_out == fold:
-                continue
-            posterior_BC = responsibilities(
-                model.probabilities(judges[held_out, fold].logits(points_Bd)),
-                points.label_N[rows],
-                model.rows_CK,
-            )
-            sharp_BC = posterior_BC**_SHARPEN
-            sharp_BC /= sharp_BC.sum(1, keepdims=True)
-            if guess:
-                votes_BK = near.label_votes(rows, points.label_N, points.fold_N, (held_out, fold))
-                foreign_B1 = first_guess(votes_BK, odds_KK)[:, None]
-                sharp_BC = np.hstack([sharp_BC * (1 - foreign_B1), foreign_B1])
-            weight_BMC[:, held_out] = sharp_BC
-        fresh.add(fold, points_Bd, weight_BMC)
-        near.remember(rows, weight_BMC)
-    return fresh
-
-
-def _opinions(
-    points: _Points, classifiers: list[Classifier], rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """Returns (V, R, C) logits of classifiers, one per fold, that never saw the rows."""
-    n_true = classifiers[0].bias_VK.shape[1]
-    out = np.empty((len(points.views), len(rows), n_true), np.float32)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        piece = rows[start : start + BLOCK_ROWS]
-        points_Bd = points.points_Nd[piece].astype(np.float32)
-        for fold in range(points.n_folds):
-            mine = np.flatnonzero(points.fold_N[piece] == fold)
-            out[:, start + mine] = classifiers[fold].logits(points_Bd[mine])
-    return out
-
-
 def _judge(
-    points: _Points,
+    points: Points,
     held_out: list[list[Classifier]],
     model: NoiseModel,
     others: _Others,

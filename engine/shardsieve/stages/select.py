@@ -27,7 +27,7 @@ from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.subset import FILE, write_subset
 from shardsieve.leaks import Leaks
 from shardsieve.progress import Progress
-from shardsieve.selection.best import PASSES, fold_of, select_best
+from shardsieve.selection.best import fold_of, select_best
 from shardsieve.selection.cleaning import Cleaning
 from shardsieve.selection.duplicates import same_pictures
 from shardsieve.selection.estimates import (
@@ -37,6 +37,7 @@ from shardsieve.selection.estimates import (
 from shardsieve.selection.near_duplicates import near_duplicates
 from shardsieve.selection.out_of_class import unlike_any
 from shardsieve.selection.projection import Projection, fit_projection
+from shardsieve.selection.rounds import PASSES
 from shardsieve.selection.summary import repeated, summary
 from shardsieve.selection.tables import (
     TRANSITION,
