@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 # Operations by which something appears, changes its name or goes.
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "open"}
@@ -39,9 +40,17 @@ def line(patterns, checkpoint, removed, out, conn, kill):
 
 
 def arm(out, folder, operations, seconds):
-    """Kills this process some while after the stage of `folder` has begun."""
+    """Kills this process some while after the stage of `folder` has begun.
+
+    After `seconds`, it is killed at the latest when the next stage begins: on a machine that is
+    quicker now than when the stage was timed, it would else go on and leave the later rounds
+    nothing to catch.
+    """
     part = f"{out / folder}.part"
     seen = [0]
+
+    def is_stage(path):
+        return Path(path).parent == out and path.endswith(".part")
 
     def watch(event, args):
         if event not in EVENTS or not isinstance(args[0], str | os.PathLike):
@@ -50,6 +59,8 @@ def arm(out, folder, operations, seconds):
             return
         paths = [os.fspath(arg) for arg in args if isinstance(arg, str | os.PathLike)]
         if not any(str(path).startswith(part) for path in paths):
+            if operations is None and seen[0] and event == "os.mkdir" and is_stage(paths[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
             return
         seen[0] += 1
         if operations is None and seen[0] == 1:

@@ -106,7 +106,8 @@ def test_killed_once_in_every_stage(command, undisturbed, tmp_path, seed):
         if not command.run(out, moment):
             kills += 1
     assert command.run(out)
-    assert kills >= 2, "hardly ever caught at work"
+    # Only the last one, and only by time, may come to its end first.
+    assert kills >= len(FOLDERS) - 1, "hardly ever caught at work"
     assert files_of(out) == expected
     assert not [path for path in out.rglob("*") if ".part" in path.name]
     from shardsieve.verify import verify
