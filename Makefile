@@ -41,13 +41,14 @@ $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 
-# One stamp per set of packages; installed anew when what is asked for changes.
+# One stamp per set of packages; installed anew when what is asked for changes. The tests start
+# hundreds of processes: where Python may not write bytecode, each would compile torch anew.
 $(VENV)/.demo: $(VENV)/bin/uv pyproject.toml constraints.txt
 	$(UV) -e '.[demo]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/uv pyproject.toml constraints.txt
-	$(UV) -e '.[dev]'
+	$(UV) --compile-bytecode -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.gpu: $(VENV)/.dev
