@@ -21,7 +21,7 @@ class Rates:
     """What one thing costs; `bench run ray` says which of them were measured.
 
     Attributes:
-        start_s: From the start to the first image of a worker.
+        start_s: From the start of embed to the first image of a worker.
         images_per_s: One worker.
         driver_s: The driver, for one finished shard whose files a worker put in place.
         driver_bytes_per_s: The driver, for files that come back to it.

@@ -40,18 +40,28 @@ def measure(*, quick: bool) -> dict[str, Any]:
         parts = in_bare_process(costs_of_the_engine, name, environment=_ONE_THREAD)
         runs: dict[str, list[dict[str, Any]]] = {"local": [], "ray": [], "ray, one worker": []}
         for number in range(repeats):
-            for engine, workers in (("local", 0), ("ray", 2), ("ray, one worker", 1)):
-                out = str(folder / f"{engine[:3]}{workers}-{number}")
-                # The first worker alone is for the simulation, once.
+            for what, engine, workers in (
+                ("local", "local", 0),
+                ("ray", "ray", 2),
+                ("ray, one worker", "ray", 1),
+            ):
+                # One worker alone is for the simulation, once.
                 if workers == 1 and number:
                     continue
-                arguments = (name, out, engine[:5].strip(","), workers, side)
-                runs[engine].append(in_bare_process(run_line, *arguments, environment=_PASSIVE))
+                arguments = (
+                    name,
+                    str(folder / f"{engine}{workers}-{number}"),
+                    engine,
+                    workers,
+                    side,
+                )
+                runs[what].append(in_bare_process(run_line, *arguments, environment=_PASSIVE))
         hashes = {run.pop("sha256") for several in runs.values() for run in several}
         assert len(hashes) == 1, "the engines wrote different bytes"
     wall = {name: statistics.median(r["wall_s"] for r in several) for name, several in runs.items()}
     rates = Rates(
-        start_s=parts["start_s"],
+        # Ray itself has started in `index`.
+        start_s=parts["load_s"],
         images_per_s=alone["images_per_s"],
         driver_s=parts["driver_s"],
         driver_bytes_per_s=parts["bytes_per_s"],
@@ -86,6 +96,11 @@ def describe(result: dict[str, Any]) -> str:
         f"measured {row['measured_s']:.1f} s ({row['error']:+.1%}, goal: within 15%)"
         for row in result["predictions"]
     ]
+    engine = result["measured"]["engine"]
+    lines.append(
+        f"Ray and its workers start in {engine['ray_s']:.1f} s, a network loads in "
+        f"{engine['load_s']:.1f} s, the driver takes {1000 * engine['driver_s']:.1f} ms a shard"
+    )
     for cluster in result["clusters"]:
         rate = cluster["rates"]["images_per_s"]
         lines.append(f"{cluster['images']:,} images, {rate:,.0f} images/s a GPU (assumed):")
@@ -139,7 +154,7 @@ def one_core(folder: str, side: int) -> dict[str, Any]:
 
 
 def costs_of_the_engine(folder: str) -> dict[str, Any]:
-    """Times what Ray adds: the start, and the driver's work for a finished shard."""
+    """Times what Ray adds: its start, what workers load, and the driver's work for a shard."""
     from shardsieve.engines.executor import Job
     from shardsieve.engines.ray_engine import RayExecutor
     from shardsieve.engines.ray_worker import Place
@@ -149,10 +164,12 @@ def costs_of_the_engine(folder: str) -> dict[str, Any]:
     out.mkdir()
     executor = RayExecutor(Silent(), workers=2)
     start = time.perf_counter()
+    list(executor.map(Job("index", "images", _Nothing, _one), list(range(8)), out, _unheard))
+    ray_s = time.perf_counter() - start
+    start = time.perf_counter()
     list(executor.map(Job("embed", "images", _Load, _one), [0, 1], out, _unheard))
-    start_s = time.perf_counter() - start
+    load_s = time.perf_counter() - start
     n_pieces = 400
-    list(executor.map(Job("embed", "images", _Nothing, _one), list(range(8)), out, _unheard))
     start = time.perf_counter()
     list(executor.map(Job("embed", "images", _Nothing, _one), list(range(n_pieces)), out, _unheard))
     driver_s = (time.perf_counter() - start) / n_pieces
@@ -164,7 +181,8 @@ def costs_of_the_engine(folder: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start - n_files * driver_s
     executor.close()
     return {
-        "start_s": round(start_s, 2),
+        "ray_s": round(ray_s, 2),
+        "load_s": round(load_s, 2),
         "driver_s": round(driver_s, 5),
         "bytes_per_s": round(n_files * _FILE_BYTES / max(seconds, 1e-3)),
     }
