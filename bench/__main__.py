@@ -46,6 +46,22 @@ def demo(
     typer.echo(json.dumps(result, indent=2) if as_json else describe(result, run))
 
 
+@app.command("fashion-mnist")
+def fashion_mnist(
+    out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    source: Annotated[
+        Path, typer.Option(help="Folder with the *-ubyte.gz files.")
+    ] = datasets.FASHION_MNIST,
+) -> None:
+    """Write a part of Fashion-MNIST as shards, for `demo --data` and `quality --data`."""
+    try:
+        shards = datasets.fashion_mnist(out, source)
+    except ShardsieveError as error:
+        typer.echo(f"fashion-mnist: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    typer.echo(f"{shards.name}: {', '.join((*shards.train, *shards.validation))}")
+
+
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="Which measurement; `list` shows them.")],
