@@ -136,7 +136,7 @@ class Calls:
 
     def device_of(self, stage: str) -> torch.device | str:
         """Returns what the record of a stage names as its device."""
-        if stage in ("embed", "tune"):
+        if stage in ("embed", "tune") or (stage == "probe" and self._config.probe.processes > 1):
             return self.embed_device
         return self.device if stage == "probe" else "cpu"
 
@@ -208,11 +208,23 @@ class Calls:
         )
 
     def _probe(self, out: Path) -> StageResult:
-        from shardsieve.stages.probe import probe
+        from shardsieve.stages.probe import Inputs, probe, probe_together
 
+        folder = self._directory.folder
+        if self._config.probe.processes > 1:
+            return probe_together(
+                Inputs.of(folder("index"), folder("embed")),
+                self._config.probe,
+                out=out,
+                seed=self._config.seed,
+                device=self.embed_device,
+                backend=self.backend,
+                progress=self._progress,
+                executor=self._executor,
+            )
         # Read once more than needed: a flipped bit must not become somebody's wrong label.
         for shard in range(len(self._run.index.shards)):
-            check_shard(self._directory.folder("embed"), shard)
+            check_shard(folder("embed"), shard)
         return probe(
             self._run.index,
             self._run.features,

@@ -91,7 +91,11 @@ class ProbeConfig(Section):
     with no seed, step size or batch size. `ridge`: least squares in closed form, a preview: it does
     not look at `loss` and `q`."""
     batch_size: int = Field(512, ge=1)
-    """`minibatch`: samples in one step."""
+    """`minibatch`: samples in one step, those of all processes together."""
+    processes: int = Field(1, ge=1)
+    """`minibatch`: processes that each train on a part of the features, for more than one machine
+    holds; on Ray they are its workers, which must see the run directory. It changes which samples
+    share a step."""
     lr: float = Field(1e-3, gt=0)
     """`minibatch`: peak learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = Field(1e-2, ge=0)
@@ -106,6 +110,14 @@ class ProbeConfig(Section):
     folds: int = Field(0, ge=0, le=100)
     """0: every sample is scored by the probe that was trained on it (TURN). k >= 2: scored by the
     one of k probes that never saw it."""
+
+    @model_validator(mode="after")
+    def _shared_steps(self) -> Self:
+        if self.processes > 1 and self.solver != "minibatch":
+            raise ValueError(f"processes = {self.processes} is for the solver minibatch alone")
+        if self.processes > self.batch_size:
+            raise ValueError(f"processes = {self.processes} is more than a step has samples")
+        return self
 
     @field_validator("folds")
     @classmethod

@@ -109,6 +109,9 @@ class Identities:
             identity["held_out"] = self._held_out
         if stage.name in ("probe", "tune"):
             identity["seed"] = config.seed
+        if stage.name == "probe" and config.probe.processes == 1:
+            # As in runs of before there could be more.
+            settings.pop("processes")
         if stage.name in ("select", "tune") and config.select.loss == "gce":
             identity["q"] = config.probe.q
         if stage.name == "tune":

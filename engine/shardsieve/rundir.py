@@ -27,13 +27,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from shardsieve.data.disk import sync_folder
-from shardsieve.data.record import StageRecord, content_key
+from shardsieve.data.record import RECORD, StageRecord, content_key
 from shardsieve.data.table import write_json
 from shardsieve.errors import DataError, RunLocked
 
 _FOLDERS = {"write": "clean"}
 _STAGE_FOLDERS = ("index", "embed", "probe", "select", "tune", "report")
-_RECORD = "stage.json"
 _BEGUN = "begun.json"
 
 
@@ -66,7 +65,7 @@ class RunDir:
         Raises:
             DataError: The record is there but cannot be read.
         """
-        file = self.folder(stage) / _RECORD
+        file = self.folder(stage) / RECORD
         return _read_record(file) if file.is_file() else None
 
     @contextmanager
@@ -107,8 +106,8 @@ class RunDir:
         """
         for stage in stages:
             for folder, marks in (
-                (self.folder(stage), (_RECORD,)),
-                (self._part(stage), (_BEGUN, _RECORD, _BEGUN + ".part")),
+                (self.folder(stage), (RECORD,)),
+                (self._part(stage), (_BEGUN, RECORD, _BEGUN + ".part")),
             ):
                 if not folder.exists():
                     continue
@@ -152,7 +151,7 @@ class RunDir:
         """Gives the finished work its name, with the hashes of its files in its record."""
         part = self._part(record.stage)
         record = record.model_copy(update={"files": _hash_files(part)})
-        write_json(part / _RECORD, record.model_dump(mode="json"))
+        write_json(part / RECORD, record.model_dump(mode="json"))
         self._publish(record.stage)
 
     def reopen(self, stage: str, identity: Mapping[str, Any]) -> None:
@@ -167,11 +166,11 @@ class RunDir:
             _remove(part)
         write_json(final / _BEGUN, {"key": content_key(identity)})
         final.replace(part)
-        (part / _RECORD).unlink()
+        (part / RECORD).unlink()
 
     def recover(self, stage: str) -> None:
         """Finishes a commit that was cut off between its record and its name."""
-        if (self._part(stage) / _RECORD).is_file():
+        if (self._part(stage) / RECORD).is_file():
             self._publish(stage)
 
     def _publish(self, stage: str) -> None:
@@ -193,7 +192,7 @@ class RunDir:
 def _remove(folder: Path) -> None:
     """Deletes a folder, its marks last: what a kill leaves of it must still be known as ours."""
     for path in folder.iterdir():
-        if path.name in (_RECORD, _BEGUN):
+        if path.name in (RECORD, _BEGUN):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -208,7 +207,7 @@ def _hash_files(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         own = path.suffix in (".part", ".tar") or path.match("features-*.arrow")
-        if path.is_file() and not own and name not in (_BEGUN, _RECORD):
+        if path.is_file() and not own and name not in (_BEGUN, RECORD):
             hashes[name] = hash_file(path)
     return hashes
 

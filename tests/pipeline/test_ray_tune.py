@@ -98,7 +98,7 @@ def test_a_lost_worker_costs_the_steps_since_the_last_state(
     # The eighth step is the third of the second epoch.
     call = partial(train_and_die_once, job, job.out / "died", 0 if leads else 1, 8)
     executor = RayExecutor(Lines(told))
-    result = executor.together(call, 2, torch.device("cpu"), job.out, Lines(told))
+    result = executor.together("tune", call, 2, torch.device("cpu"), job.out, Lines(told))
     executor.close()
     assert (job.out / "died").exists()
     assert "a worker was lost" in told.getvalue()

@@ -77,7 +77,7 @@ def test_a_process_without_samples_waits_for_the_other_and_errors_arrive(checkpo
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="that is one GPU; use cuda"):
-        check_processes(2, torch.device("cuda:1"))
+        check_processes(2, torch.device("cuda:1"), "tune")
     with pytest.raises(ConfigError, match="needs GPUs"):
         check_batch_norm(2, torch.device("cpu"), "trained")
     check_batch_norm(1, torch.device("cpu"), "trained")

@@ -9,6 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Name of the file in the folder of a finished stage that says what it was made from.
+RECORD = "stage.json"
+
 
 class StageResult(BaseModel):
     """What a stage function returns.

@@ -57,7 +57,7 @@ class Work(Protocol[P_contra, R_co]):
 
 
 class Training(Protocol[R_co]):
-    """What each of the processes calls that train one network."""
+    """What each of the processes calls that train together."""
 
     def __call__(self, group: Group, out: Path, progress: Progress) -> R_co:
         """Trains.
@@ -152,7 +152,7 @@ class Executor(Protocol):
         ...
 
     def processes(self, asked: int, device: torch.device, most: int) -> int:
-        """Returns how many processes share the steps of a training.
+        """Returns how many processes share the steps of `tune`.
 
         Args:
             asked: The setting; 1 lets the engine choose.
@@ -177,15 +177,17 @@ class Executor(Protocol):
 
     def together(
         self,
+        stage: str,
         training: Training[R],
         processes: int,
         device: torch.device,
         out: Path,
         progress: Progress,
     ) -> R:
-        """Trains one network in several processes; returns what the one that leads returned.
+        """Trains in several processes; returns what the one that leads returned.
 
         Args:
+            stage: Whose training it is.
             training: What each of them calls; can be pickled.
             processes: How many.
             device: Where each runs its network.
@@ -249,7 +251,7 @@ class Local:
         """As many as asked for."""
         from shardsieve.engines.processes import check_processes
 
-        check_processes(asked, device)
+        check_processes(asked, device, "tune")
         return asked
 
     def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:
@@ -259,6 +261,7 @@ class Local:
 
     def together(
         self,
+        stage: str,
         training: Training[R],
         processes: int,
         device: torch.device,
@@ -266,8 +269,9 @@ class Local:
         progress: Progress,
     ) -> R:
         """In this process, or in several that torch elastic starts."""
-        from shardsieve.engines.processes import Group, run_in
+        from shardsieve.engines.processes import Group, check_processes, run_in
 
+        check_processes(processes, device, stage)
         # What a call on a cluster left when it was killed.
         shutil.rmtree(out / MEETING, ignore_errors=True)
         if processes == 1:

@@ -1,4 +1,4 @@
-"""Processes that tune one network together: torch DDP; those of one machine by torch elastic."""
+"""Processes that train together, as torch joins them; those of one machine by torch elastic."""
 
 from __future__ import annotations
 
@@ -55,13 +55,20 @@ class Group:
     def sum_(self, numbers: torch.Tensor) -> torch.Tensor:
         """Adds up a tensor over all processes, in place."""
         if self.world > 1:
-            distributed.all_reduce(numbers)
+            # NCCL moves what is on a GPU.
+            there = numbers.to(self.device)
+            distributed.all_reduce(there)
+            if there is not numbers:
+                numbers.copy_(there)
         return numbers
 
     def from_leader_(self, numbers: torch.Tensor) -> torch.Tensor:
         """Gives every process the first one's tensor, in place."""
         if self.world > 1:
-            distributed.broadcast(numbers, 0)
+            there = numbers.to(self.device)
+            distributed.broadcast(there, 0)
+            if there is not numbers:
+                numbers.copy_(there)
         return numbers
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -75,8 +82,13 @@ class Group:
         )
 
 
-def check_processes(processes: int, device: torch.device) -> None:
+def check_processes(processes: int, device: torch.device, stage: str) -> None:
     """Refuses numbers of processes that this machine cannot have.
+
+    Args:
+        processes: How many.
+        device: What each needs one of.
+        stage: Whose setting it is.
 
     Raises:
         ConfigError: One device was named.
@@ -86,11 +98,11 @@ def check_processes(processes: int, device: torch.device) -> None:
         return
     if device.type == "cuda" and device.index is not None:
         raise ConfigError(
-            f"tune.processes = {processes} with device = {device}: that is one GPU; use cuda"
+            f"{stage}.processes = {processes} with device = {device}: that is one GPU; use cuda"
         )
     if device.type == "cuda" and torch.cuda.device_count() < processes:
         raise DeviceUnavailable(
-            f"tune.processes = {processes}: there are {torch.cuda.device_count()} GPUs"
+            f"{stage}.processes = {processes}: there are {torch.cuda.device_count()} GPUs"
         )
 
 
@@ -187,4 +199,4 @@ def _told(out: Path, failure: Exception) -> ShardsieveError:
         told = json.loads(file.read_text(encoding="utf-8"))
         kind: type[ShardsieveError] = getattr(errors, told["error"], ShardsieveError)
         return kind(told["message"])
-    return ShardsieveError(f"a process of tune died: {failure}")
+    return ShardsieveError(f"a process of the training died: {failure}")

@@ -165,6 +165,7 @@ class RayExecutor:
 
     def together(
         self,
+        stage: str,
         training: Training[R],
         processes: int,
         device: torch.device,
@@ -186,7 +187,7 @@ class RayExecutor:
         place.meeting.mkdir(parents=True)
         try:
             result: R = train_on_ray(
-                training, place, processes, resources, progress, shown=self._joined
+                stage, training, place, processes, resources, progress, shown=self._joined
             )
             return result
         finally:

@@ -23,8 +23,6 @@ from shardsieve.engines.ray_worker import PIECE_BYTES, Place
 from shardsieve.errors import DataError
 from shardsieve.progress import Advance, Progress
 
-# Under which Ray's dashboard shows it.
-NAME = "shardsieve.tune"
 # Workers lost before the training is given up: as often as a shard of another stage.
 _MOST_RESTARTS = 3
 # How long a call for news waits for some, and after which time a wait is told, seconds.
@@ -37,14 +35,14 @@ _IN_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
 class TrainHost:
     """An actor on the machine of the command; when it ends, the training ends."""
 
-    def __init__(self, out: Path) -> None:
-        """Takes the folder of the results."""
-        self._out = out
+    def __init__(self, stage: str, out: Path) -> None:
+        """Takes the stage whose training it is, and the folder of the results."""
+        self._stage, self._out = stage, out
         self._events: queue.Queue[tuple[Any, ...]] = queue.Queue()
 
     def __repr__(self) -> str:
         """The name under which Ray's dashboard and logs show it."""
-        return NAME
+        return named(self._stage)
 
     def fit(
         self,
@@ -86,7 +84,7 @@ class TrainHost:
                     resources_per_worker=resources,
                 ),
                 run_config=RunConfig(
-                    name=NAME,
+                    name=named(self._stage),
                     storage_path=folder,
                     failure_config=FailureConfig(max_failures=_MOST_RESTARTS),
                 ),
@@ -95,7 +93,7 @@ class TrainHost:
                 trainer.fit()
             except TrainingFailedError as error:
                 raise DataError(
-                    f"tune: workers were lost or failed {_MOST_RESTARTS + 1} times "
+                    f"{self._stage}: workers were lost or failed {_MOST_RESTARTS + 1} times "
                     f"({_why(error)}). Ray's logs say more; the same command goes on from the last "
                     "state"
                 ) from error
@@ -138,7 +136,13 @@ class TrainHost:
         sync_folder(self._out)
 
 
+def named(stage: str) -> str:
+    """Returns the name under which Ray's dashboard shows a training."""
+    return f"shardsieve.{stage}"
+
+
 def train_on_ray(
+    stage: str,
     training: Training[Any],
     place: Place,
     workers: int,
@@ -150,6 +154,7 @@ def train_on_ray(
     """Runs a training on the cluster that is connected.
 
     Args:
+        stage: Whose training it is.
         training: What each worker calls; can be pickled.
         place: The folder of the results.
         workers: How many.
@@ -171,13 +176,13 @@ def train_on_ray(
     host = (
         ray.remote(TrainHost)
         .options(num_cpus=0, max_concurrency=workers + 8, scheduling_strategy=here)
-        .remote(place.out)
+        .remote(stage, place.out)
     )
-    fitting = host.fit.options(name=NAME).remote(
+    fitting = host.fit.options(name=named(stage)).remote(
         host, pickle.dumps(training), place, workers, resources, shown
     )
     asked = ", ".join(f"{amount:g} {what}" for what, amount in resources.items())
-    listener = _Listener(progress, f"{workers} workers with {asked} each")
+    listener = _Listener(stage, progress, f"{workers} workers with {asked} each")
     try:
         while not listener.follow(host, fitting):
             pass
@@ -185,8 +190,8 @@ def train_on_ray(
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
     except ray.exceptions.RayActorError as error:
         raise DataError(
-            "tune: the process of Ray Train beside the command was lost, most likely for want of "
-            "memory; the same command goes on from the last state"
+            f"{stage}: the process of Ray Train beside the command was lost, most likely for want "
+            "of memory; the same command goes on from the last state"
         ) from error
     finally:
         listener.close()
@@ -200,8 +205,8 @@ def train_on_ray(
 class _Listener:
     """What the workers report, in the one place where this call reports."""
 
-    def __init__(self, progress: Progress, asked: str) -> None:
-        self._progress, self._asked = progress, asked
+    def __init__(self, stage: str, progress: Progress, asked: str) -> None:
+        self._stage, self._progress, self._asked = stage, progress, asked
         self._bar = ExitStack()
         self._count: Advance | None = None
         self._starts, self._began, self._told = 0, time.monotonic(), False
@@ -224,8 +229,8 @@ class _Listener:
         if not self._starts and not self._told and waited > _PATIENCE_S:
             self._told = True
             self._progress.note(
-                f"tune: waiting for {self._asked}; the cluster has none free, or they are still "
-                "loading"
+                f"{self._stage}: waiting for {self._asked}; the cluster has none free, or they are "
+                "still loading"
             )
         if done:
             ray.get(fitting)
@@ -244,7 +249,7 @@ class _Listener:
             self._starts += 1
             self.reserved = said[0]
             if self._starts > 1:
-                self._progress.note("tune: a worker was lost; fresh ones go on from the last state")
+                self._progress.note(f"{self._stage}: a worker was lost; fresh ones take over")
         elif what == "track":
             self.close()
             self._count = self._bar.enter_context(self._progress.track(*said))

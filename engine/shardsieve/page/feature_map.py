@@ -58,7 +58,7 @@ def feature_map(
         return None
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(judged, min(most, len(judged)), replace=False))
-    x_P2 = _layout(features.take(rows).astype(np.float32), seed)
+    x_P2 = layout(features.take(rows).astype(np.float32), seed)
     labels = verdicts.label_N[rows]
     named = np.unique(labels) if len(classes) <= _NAMED_CLASSES else np.empty(0, np.int32)
     middles = [(classes[label], *np.median(x_P2[labels == label], axis=0)) for label in named]
@@ -66,7 +66,16 @@ def feature_map(
     return FeatureMap(x_P2, 1 - verdicts.p_clean_N[rows], names, len(judged))
 
 
-def _layout(features_PD: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
+def layout(features_PD: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
+    """Places samples on a plane by t-SNE (van der Maaten and Hinton, 2008) of their features.
+
+    Args:
+        features_PD: (P, D).
+        seed: Of the projection and the layout.
+
+    Returns:
+        (P, 2) places.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

@@ -52,7 +52,7 @@ def tune(
     check_batch_norm(processes, device, job.config.batch_norm)
     # Counted here, as other machines may have more: the last bits of a sum depend on it.
     call = partial(_in_process, job, threads_of(processes))
-    result = (executor or Local()).together(call, processes, device, job.out, progress)
+    result = (executor or Local()).together("tune", call, processes, device, job.out, progress)
     if job.validation is not None:
         unusable = int(np.count_nonzero(~job.validation.usable_N))
         if unusable:

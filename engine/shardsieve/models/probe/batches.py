@@ -58,25 +58,40 @@ class Streamed:
         rows: npt.NDArray[np.int64],
         scaling: Scaling,
         *,
-        batch_size: int,
+        batch_size: float,
         piece_rows: int,
         seed: int,
         device: torch.device,
+        longest: int | None = None,
         block_bytes: int = _BLOCK_BYTES,
     ) -> None:
-        """Takes the rows to go through, sorted or not."""
+        """Takes the rows to go through, sorted or not.
+
+        Args:
+            features: The source.
+            rows: (R,).
+            scaling: What is done to the features.
+            batch_size: Rows in a step, nearly; not whole where it is a share of one.
+            piece_rows: Rows that go through the products together.
+            seed: Of the order.
+            device: Where batches go.
+            longest: R of the process that has most rows: all take as many steps. Default: R.
+            block_bytes: Features at hand at a time.
+        """
         self.dtype = torch.float32
         self._features, self._rows, self._scaling = features, rows, scaling
         self._piece_rows, self._seed, self._device = piece_rows, seed, device
         item = features.take(rows[:1]).itemsize
         wanted = max(_RUN, block_bytes // (item * features.dim))
-        n_blocks = math.ceil(len(rows) / wanted)
-        self._block_rows = math.ceil(len(rows) / n_blocks)
-        self._batch_size = batch_size
-        self.per_epoch = sum(
-            self._n_batches(min(self._block_rows, len(rows) - start))
-            for start in range(0, len(rows), self._block_rows)
-        )
+        longest = len(rows) if longest is None else longest
+        n_blocks = math.ceil(longest / wanted)
+        self._block_rows = math.ceil(longest / n_blocks)
+        # Nearly equal ones: a last batch of a few samples would make a step as large as any.
+        self._batches_of_block = [
+            math.ceil(min(self._block_rows, longest - start) / batch_size)
+            for start in range(0, longest, self._block_rows)
+        ]
+        self.per_epoch = sum(self._batches_of_block)
         self._whole = features.take(rows) if n_blocks == 1 else None
         size = min(piece_rows, len(rows))
         self._inputs = torch.empty(size, features.dim, device=device)
@@ -84,9 +99,10 @@ class Streamed:
     def epoch(self, epoch: int) -> Iterator[Iterator[Piece]]:
         """See `Batches`."""
         rng = np.random.default_rng([self._seed, epoch])
-        for positions, block in self._shuffled_blocks(rng):
+        blocks = zip(self._batches_of_block, self._shuffled_blocks(rng), strict=True)
+        for n_batches, (positions, block) in blocks:
             order = rng.permutation(len(positions))
-            for batch in np.array_split(order, self._n_batches(len(order))):
+            for batch in np.array_split(order, n_batches):
                 yield self._pieces(block, batch, positions)
 
     def all(self) -> Iterator[Piece]:
@@ -109,10 +125,6 @@ class Streamed:
         block = self._features.take(self._rows[positions])
         yield from self._pieces(block, np.arange(n_rows), positions)
 
-    def _n_batches(self, n_rows: int) -> int:
-        # Nearly equal ones: a last batch of a few samples would make a step as large as any.
-        return math.ceil(n_rows / self._batch_size)
-
     def _shuffled_blocks(
         self, rng: np.random.Generator
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
@@ -122,7 +134,8 @@ class Streamed:
         starts = rng.permutation(np.arange(0, len(self._rows), _RUN))
         runs = starts[:, None] + np.arange(_RUN)
         shuffled = runs[runs < len(self._rows)]
-        for start in range(0, len(shuffled), self._block_rows):
+        # One may be empty, where another process has a row more.
+        for start in range(0, len(self._batches_of_block) * self._block_rows, self._block_rows):
             positions = np.sort(shuffled[start : start + self._block_rows])
             yield positions, self._features.take(self._rows[positions])
 
@@ -159,9 +172,10 @@ class Resident:
         inputs_RD: torch.Tensor,
         order: torch.Tensor,
         *,
-        batch_size: int,
+        batch_size: float,
         piece_rows: int,
         seed: int,
+        longest: int | None = None,
     ) -> None:
         """Takes scaled features in a shuffled order.
 
@@ -171,10 +185,11 @@ class Resident:
             batch_size: Rows in a step, nearly.
             piece_rows: Rows that go through the products together.
             seed: Of the order of the batches.
+            longest: R of the process that has most rows: all take as many steps. Default: R.
         """
         self.dtype = inputs_RD.dtype
         self.order = order
-        self.per_epoch = math.ceil(len(inputs_RD) / batch_size)
+        self.per_epoch = math.ceil((longest or len(inputs_RD)) / batch_size)
         self._inputs, self._piece_rows, self._seed = inputs_RD, piece_rows, seed
         self._edges = np.linspace(0, len(inputs_RD), self.per_epoch + 1).round().astype(int)
 
@@ -185,11 +200,12 @@ class Resident:
         rows: npt.NDArray[np.int64],
         scaling: Scaling,
         *,
-        batch_size: int,
+        batch_size: float,
         piece_rows: int,
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        longest: int | None = None,
     ) -> Resident:
         """Reads the features in their order, block by block, and lays them down shuffled."""
         shuffled = np.random.default_rng([seed, 0]).permutation(len(rows))
@@ -200,7 +216,14 @@ class Resident:
         for part, block in sequential(features, rows, 16_384):
             scaled = scaling.apply_(torch.from_numpy(block).to(device).float())
             inputs_RD.index_copy_(0, place[part], scaled.to(dtype))
-        return cls(inputs_RD, order, batch_size=batch_size, piece_rows=piece_rows, seed=seed)
+        return cls(
+            inputs_RD,
+            order,
+            batch_size=batch_size,
+            piece_rows=piece_rows,
+            seed=seed,
+            longest=longest,
+        )
 
     def epoch(self, epoch: int) -> Iterator[Iterator[Piece]]:
         """See `Batches`."""
@@ -227,10 +250,11 @@ def make_batches(
     rows: npt.NDArray[np.int64],
     scaling: Scaling,
     *,
-    batch_size: int,
+    batch_size: float,
     piece_rows: int,
     seed: int,
     device: torch.device,
+    longest: int | None = None,
 ) -> Streamed | Resident:
     """Keeps the features on a GPU where they fit, as f16; streams them otherwise."""
     if device.type == "cuda":
@@ -245,6 +269,7 @@ def make_batches(
                 seed=seed,
                 device=device,
                 dtype=torch.float16,
+                longest=longest,
             )
     return Streamed(
         features,
@@ -254,4 +279,5 @@ def make_batches(
         piece_rows=piece_rows,
         seed=seed,
         device=device,
+        longest=longest,
     )

@@ -14,6 +14,7 @@ from shardsieve.models.probe.batches import Batches
 from shardsieve.models.probe.gradient import LossGradient
 from shardsieve.models.probe.heads import HeadSpec
 from shardsieve.models.probe.targets import Targets
+from shardsieve.models.probe.together import ALONE, Together
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 # Standard deviation of the weights that a seeded head starts from.
@@ -81,11 +82,13 @@ def train_minibatch(
     epochs: int,
     on_epoch: Callable[[int], None],
     advance: Callable[[int], None],
+    group: Together = ALONE,
 ) -> torch.Tensor:
     """Trains all heads in place, one pass over the features per epoch.
 
     All heads see the same batches; a step follows the mean gradient of the samples that the head
-    may see, weighted by their weights.
+    may see, weighted by their weights. Several processes each bring a part of every batch, and take
+    the same step.
 
     Args:
         parameters: (D + 1, H K) f32, where to start from.
@@ -95,7 +98,8 @@ def train_minibatch(
         specs: Step sizes and decay.
         epochs: Passes over the features.
         on_epoch: Called with the number of each epoch that has ended.
-        advance: Called with the number of samples of each batch.
+        advance: Called with the number of samples of each batch, those of this process.
+        group: The processes.
 
     Returns:
         (E, H) f64 mean loss of a sample during each epoch, by head.
@@ -120,7 +124,7 @@ def train_minibatch(
             # A copy where products are of f16; the parameters themselves otherwise.
             current = parameters.to(batches.dtype)
             n_rows = 0
-            weighted = False
+            weighted = not targets.all_weigh_the_same
             total_H = torch.zeros(len(specs), device=device)
             for inputs_BD, where in batch:
                 labels_B, weights_BH = targets.at(where)
@@ -128,21 +132,28 @@ def train_minibatch(
                     gradient, inputs_BD, current, labels_B, weights_BH, first=n_rows == 0
                 )
                 if weights_BH is not None:
-                    weighted = True
                     loss_BH = loss_BH * weights_BH
                     total_H += weights_BH.sum(0)
                 curve[epoch] += loss_BH.sum(0)
                 n_rows += len(labels_B)
+            advance(n_rows)
+            count: int | torch.Tensor = n_rows
+            if group.world > 1:
+                if not n_rows:
+                    gradient.zero_()
+                group.sum_(gradient)
+                sums = group.sum_(torch.cat([total_H, total_H.new_tensor([n_rows])]))
+                total_H, count = sums[:-1], sums[-1]
             if weighted:
                 seen_H += total_H
                 # A head that may see none of the batch has no gradient to divide.
                 share_H = torch.where(total_H > 0, total_H, 1.0).reciprocal()
                 gradient.mul_(share_H.repeat_interleave(n_classes))
             else:
-                seen_H += n_rows
-                gradient.mul_(1 / n_rows)
+                seen_H += count
+                gradient.mul_(1 / count)
             optimiser.step(gradient)
-            advance(n_rows)
+        group.sum_(curve[epoch])
         curve[epoch] /= seen_H
         on_epoch(epoch)
     return curve

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from shardsieve.models.probe.source import FeatureSource, sequential
+from shardsieve.models.probe.together import ALONE, Together
 
 Normalise = Literal["standardise", "l2", "none"]
 
@@ -55,7 +56,11 @@ class Scaling:
 
 
 def fit_scaling(
-    features: FeatureSource, rows: npt.NDArray[np.int64], mode: Normalise, device: torch.device
+    features: FeatureSource,
+    rows: npt.NDArray[np.int64],
+    mode: Normalise,
+    device: torch.device,
+    group: Together = ALONE,
 ) -> Scaling:
     """Measures mean, standard deviation and length of the features in one pass.
 
@@ -66,6 +71,7 @@ def fit_scaling(
         rows: (R,) rows to measure, one at least.
         mode: What will be done with them.
         device: Where the result shall be.
+        group: Processes with other samples: all get the scaling of all samples.
     """
     total = torch.zeros(features.dim, dtype=torch.float64)
     squares = torch.zeros(features.dim, dtype=torch.float64)
@@ -78,13 +84,16 @@ def fit_scaling(
             if mode == "l2":
                 lengths += float(tile.double().norm(dim=1).sum())
             if centre is None:
-                centre = tile.double().mean(0).float()
+                centre = group.from_leader_(tile.double().mean(0).float())
             values = tile.float() - centre
             total += values.sum(0)
             squares += values.square_().sum(0)
     assert centre is not None, "callers pass at least one row"
-    offset = total / len(rows)
-    variance = (squares / len(rows) - offset.square()).clamp_min_(0)
+    own = torch.tensor([lengths, len(rows)], dtype=torch.float64)
+    sums = group.sum_(torch.cat([total, squares, own]))
+    total, squares, (length, count) = torch.split(sums, [features.dim, features.dim, 2])
+    offset = total / count
+    variance = (squares / count - offset.square()).clamp_min_(0)
     # A feature that hardly varies is all rounding: unit variance would make that its signal, and a
     # head folded onto plain features would have weights in the thousands there.
     scale = (variance + _LEAST_VARIANCE * variance.mean() + _TINY).rsqrt()
@@ -92,5 +101,5 @@ def fit_scaling(
         mode,
         (centre.double() + offset).float().to(device),
         scale.float().to(device),
-        lengths / len(rows),
+        float(length / count),
     )

@@ -45,6 +45,33 @@ class ArrayFeatures:
         return np.take(self.values_ND, rows, axis=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some rows of a source that lie side by side, as a source of their own.
+
+    Attributes:
+        features: The source.
+        start: Its first row here.
+        stop: The row after its last one.
+    """
+
+    features: FeatureSource
+    start: int
+    stop: int
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.features.dim
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Gathers (B, D) of the source's type."""
+        return self.features.take(rows + self.start)
+
+
 def as_source(features: FeatureSource | npt.NDArray[Any]) -> FeatureSource:
     """Makes a source of what a caller has.
 

@@ -54,6 +54,11 @@ class Targets:
         if fold_R is not None and max(folds) >= 0:
             self._fold_R = put(fold_R, torch.int16)
 
+    @property
+    def all_weigh_the_same(self) -> bool:
+        """Whether every head may see every row, and no row has a weight."""
+        return self._fold_R is None and self._weight is None
+
     def shared_at(
         self, where: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -71,7 +76,7 @@ class Targets:
         if isinstance(where, np.ndarray):
             where = torch.from_numpy(where).to(self._label_R.device)
         labels_B = self._label_R[where]
-        if self._fold_R is None and self._weight is None:
+        if self.all_weigh_the_same:
             return labels_B, None
         weights_BH = torch.ones(len(labels_B), self.n_heads, device=labels_B.device)
         if self._fold_R is not None:

@@ -23,6 +23,7 @@ from shardsieve.models.probe.ridge import measure_moments, solve_ridge
 from shardsieve.models.probe.scaling import fit_scaling
 from shardsieve.models.probe.source import FeatureSource, as_source
 from shardsieve.models.probe.targets import Targets
+from shardsieve.models.probe.together import ALONE, Together
 from shardsieve_kernels import Backend
 
 CPU = torch.device("cpu")
@@ -52,6 +53,7 @@ def train_heads(
     backend: Backend = "cpu",
     on_epoch: Callable[[Heads, int], None] | None = None,
     advance: Callable[[int], None] | None = None,
+    group: Together = ALONE,
 ) -> tuple[Heads, npt.NDArray[np.float64]]:
     """Trains H heads side by side: a pass over the features serves all of them.
 
@@ -74,6 +76,9 @@ def train_heads(
         on_epoch: Called after each epoch (round of `mm`, once for `ridge`) with the heads as they
             are and the number of the epoch; they change afterwards.
         advance: Called with numbers of samples that add up to at most epochs x R.
+        group: Processes that train the same heads with `minibatch`. Each has samples of its own,
+            which are all that its other arguments are about, and as many as the others or one less;
+            all get the same heads and curve.
 
     Returns:
         The heads, and their (E, H) curve: `minibatch`: mean loss during each epoch; `mm`: penalised
@@ -86,7 +91,8 @@ def train_heads(
     source = as_source(features)
     rows = np.arange(len(source)) if rows is None else rows
     _check(source, label_N, specs, rows, n_classes, fold_N, weight)
-    scaling = fit_scaling(source, rows, config.normalise, device)
+    longest = _longest(len(rows), config, group)
+    scaling = fit_scaling(source, rows, config.normalise, device, group)
     piece_rows = rows_at_once(len(specs) * n_classes, device)
     if config.solver != "minibatch" and device.type == "cpu":
         # Every piece adds a D x D product to sums in f64.
@@ -95,10 +101,11 @@ def train_heads(
         source,
         rows,
         scaling,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size / group.world,
         piece_rows=piece_rows,
         seed=seed,
         device=device,
+        longest=longest,
     )
     targets = Targets(
         label_N[rows],
@@ -121,6 +128,7 @@ def train_heads(
         on_epoch=lambda epoch: on_epoch(heads, epoch) if on_epoch else None,
         advance=advance or (lambda amount: None),
         n_rows=len(rows),
+        group=group,
     )
     if not (np.isfinite(curve).all() and torch.isfinite(parameters).all()):
         raise DataError(
@@ -141,6 +149,7 @@ def _solve(
     on_epoch: Callable[[int], None],
     advance: Callable[[int], None],
     n_rows: int,
+    group: Together,
 ) -> npt.NDArray[np.float64]:
     dim, n_classes = len(parameters) - 1, parameters.shape[1] // len(specs)
     device = parameters.device
@@ -156,6 +165,7 @@ def _solve(
             epochs=config.epochs,
             on_epoch=on_epoch,
             advance=advance,
+            group=group,
         )
         return curve.cpu().numpy()
     moments = measure_moments(batches, targets, specs, dim, n_classes, device, advance)
@@ -173,6 +183,21 @@ def _solve(
 
     curve = train_mm(parameters, passes, moments[0], rounds=config.epochs, on_round=on_round)
     return curve.cpu().numpy()
+
+
+def _longest(n_rows: int, config: ProbeConfig, group: Together) -> int:
+    """Returns how many rows the process has that has most."""
+    if group.world == 1:
+        return n_rows
+    if config.solver != "minibatch":
+        raise ValueError(f"several processes train with minibatch, not with {config.solver}")
+    counts = torch.zeros(group.world, dtype=torch.float64)
+    counts[group.rank] = n_rows
+    counts = group.sum_(counts)
+    longest = int(counts.max())
+    if int(counts.min()) < longest - 1:
+        raise ValueError(f"processes must have equally many rows, found {counts.tolist()}")
+    return longest
 
 
 def _check(
