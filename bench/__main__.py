@@ -82,7 +82,10 @@ def run(
         raise typer.BadParameter(f"{name} makes its own data", param_hint="--data")
     result = measurement.measure(quick=quick, **({"data": data} if data is not None else {}))
     if record:
-        typer.echo(f"record: {write_record(name, result, result['repeats'])}", err=True)
+        file = write_record(name, result, result["repeats"])
+        if (draw := getattr(measurement, "draw", None)) is not None:
+            draw(result, file.parent / f"{name}.png")
+        typer.echo(f"record: {file}", err=True)
     typer.echo(json.dumps(result, indent=2) if as_json else measurement.describe(result))
 
 
@@ -108,7 +111,13 @@ def quality(
     accuracy: Annotated[bool, typer.Option(help="Train probes on what each method keeps.")] = True,
     minutes: Annotated[float, typer.Option(help="Stop before a cell once this has passed.")] = 60,
     quick: Annotated[bool, typer.Option(help="Digits, three cells, one seed.")] = False,
-    record: Annotated[bool, typer.Option(help="Write bench/records/<date>-quality.")] = False,
+    with_digits: Annotated[
+        bool, typer.Option("--digits/--no-digits", help="Also scikit-learn's digits.")
+    ] = True,
+    record: Annotated[
+        bool,
+        typer.Option(help="Write bench/records/<date>-quality; with --no-digits, -quality-DATA."),
+    ] = False,
 ) -> None:
     """Compare `best` and `turn` with what else a user could run, on planted and human noise."""
     # cleanlab and pandas take seconds to load.
@@ -120,7 +129,9 @@ def quality(
 
     out.mkdir(parents=True, exist_ok=True)
     progress = console_progress()
-    sets = [digits(out, progress)]
+    if (quick and not with_digits) or not (with_digits or data):
+        raise typer.BadParameter("there is nothing else to run on", param_hint="--no-digits")
+    sets = [digits(out, progress)] if with_digits else []
     if not quick:
         sets += [folder(path, out, progress) for path in data or ()]
     if subset is not None:
@@ -137,7 +148,8 @@ def quality(
     )
     summary = summarise(rows)
     if record:
-        file = write_record("quality", summary, summary["seeds"])
+        others = [] if with_digits else [path.resolve().name for path in data or ()]
+        file = write_record("-".join(["quality", *others]), summary, summary["seeds"])
         draw(summary, file.parent / "quality.svg")
         typer.echo(f"record: {file}", err=True)
     typer.echo(describe(summary))

@@ -16,6 +16,7 @@ RUNS: dict[str, str] = {
     "read": "samples by index from the original shards, beside webdataset's reader",
     "softmax_stats": "per-sample statistics of the logits, beside torch",
     "tune": "accuracy after fine-tuning on planted noise: all, GCE, probe, turn, best [--data]",
+    "maps": "what fine-tuning makes of the features, and their maps [--data]",
     "write": "filtered shards, beside cp and webdataset's ShardWriter",
     "ray": "the engine ray beside the local one, and a simulation of 8 to 512 GPUs",
     "million": "the line after embedding at a million samples: seconds and memory per stage",

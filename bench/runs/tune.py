@@ -58,7 +58,7 @@ def measure(*, quick: bool, data: Path | None = None) -> dict[str, Any]:
     start = time.monotonic()
     seeds = 1 if quick else SEEDS
     with tempfile.TemporaryDirectory() as folder:
-        images = _Images(Path(folder), data, quick)
+        images = Images(Path(folder), data, quick)
         rows = [
             images.row(kind, rate, seed)
             for seed in range(seeds)
@@ -78,10 +78,17 @@ def measure(*, quick: bool, data: Path | None = None) -> dict[str, Any]:
     }
 
 
-class _Images:
+class Images:
     """One image set in a run directory whose features serve every label set."""
 
     def __init__(self, out: Path, data: Path | None, quick: bool) -> None:
+        """Embeds the images.
+
+        Args:
+            out: Folder for all of it.
+            data: As for `measure`.
+            quick: As for `measure`.
+        """
         self._out = out
         self._progress = console_progress()
         if data is None:
@@ -99,30 +106,35 @@ class _Images:
         if quick:
             train = train[:2]
             self.settings |= {"tune.epochs": 1, "tune.max_samples": 256}
-        self._train = [str(path) for path in train]
+        self.train = [str(path) for path in train]
         config = load_config(values=self.settings)
         self._embedded(out / "test", self._test, config)
-        self._embedded(out / "run", self._train, config)
+        self._embedded(out / "run", self.train, config)
         samples = Run(out / "run").index
         self._keys = samples.keys_N.to_pylist()
         table = pq.read_table(truth, columns=["key", "clean_label"])
         label_of = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
-        self._true_N = np.array([label_of[key] for key in self._keys], np.int64)
+        self.true_N = np.array([label_of[key] for key in self._keys], np.int64)
         self._n_classes = samples.n_classes
         self.n_train, self.n_test = len(samples), len(Run(out / "test").index)
 
     def _embedded(self, run: Path, shards: list[str], config: Any) -> None:
         run_stages(["index", "embed"], run, config, shards, progress=self._progress)
 
-    def row(self, kind: str, rate: float, seed: int) -> dict[str, Any]:
-        """Plants noise and runs every method on it."""
-        given_N = KINDS[kind](self._true_N, rate, self._n_classes, seed)
+    def plant(self, kind: str, rate: float, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Returns labels with noise, and the settings under which a run takes them."""
+        given_N = KINDS[kind](self.true_N, rate, self._n_classes, seed)
         labels = self._out / f"labels-{kind}-{rate}-{seed}.parquet"
         pq.write_table(pa.table({"key": self._keys, "label": given_N}), labels)
+        return given_N, self.settings | {"index.labels": str(labels), "seed": seed}
+
+    def row(self, kind: str, rate: float, seed: int) -> dict[str, Any]:
+        """Plants noise and runs every method on it."""
+        given_N, planted = self.plant(kind, rate, seed)
         row: dict[str, Any] = {
             "cell": f"{kind} {rate:g}",
             "seed": seed,
-            "noise": realised_rate(given_N, self._true_N),
+            "noise": realised_rate(given_N, self.true_N),
             "accuracy": {},
             "seconds": {},
             "kept": {},
@@ -130,21 +142,30 @@ class _Images:
         }
         for name, settings in METHODS.items():
             start = time.monotonic()
-            values = self.settings | settings | {"index.labels": str(labels), "seed": seed}
-            run = self._run(load_config(values=values))
+            run = self.run(planted | settings)
             row["seconds"][name] = round(time.monotonic() - start, 1)
             row["accuracy"][name] = self._tuned_accuracy(run)
             kept_N = run.scores.column("kept").to_numpy()
             row["kept"][name] = int(kept_N.sum())
-            row["kept_noise"][name] = float(np.mean(given_N[kept_N] != self._true_N[kept_N]))
+            row["kept_noise"][name] = float(np.mean(given_N[kept_N] != self.true_N[kept_N]))
             if name == "turn":
                 row["accuracy"]["linear probe"] = self._probe_accuracy(run)
         return row
 
-    def _run(self, config: Any) -> Run:
+    def run(self, values: dict[str, Any]) -> Run:
+        """Runs the line with these settings; the next call writes over its results."""
         # Features are those of before: other labels leave them as they are.
         names = ["index", "embed", "probe", "select", "tune"]
-        return run_stages(names, self._out / "run", config, self._train, progress=self._progress)
+        config, out = load_config(values=values), self._out / "run"
+        return run_stages(names, out, config, self.train, progress=self._progress)
+
+    def features_by(self, model: Path) -> Any:
+        """Returns the features of all images, (N, D) f32, by a tuned network."""
+        config = load_config(values=self.settings | {"embed.checkpoint": str(model)})
+        out = self._out / f"by-{model.stem}"
+        self._embedded(out, self.train, config)
+        run = Run(out)
+        return run.features.take(np.arange(len(run.index))).astype(np.float32)
 
     def _tuned_accuracy(self, run: Run) -> float:
         done = predict(run.model, self._test, self._out / "p.parquet", batch_size=128)
