@@ -19,6 +19,11 @@ from PIL import Image
 from bench.noise import symmetric
 from shardsieve.errors import DataError
 
+_UBYTE = tuple(
+    f"{part}-{what}-ubyte.gz"
+    for part in ("train", "t10k")
+    for what in ("images-idx3", "labels-idx1")
+)
 # Where the Debian package puts it.
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _CLOTHES = (
@@ -93,10 +98,10 @@ def fashion_mnist(
     Raises:
         DataError: The files are not there.
     """
-    if not source.is_dir():
+    if missing := [name for name in _UBYTE if not (source / name).is_file()]:
         raise DataError(
-            f"{source}: no such folder; install the Debian package dataset-fashion-mnist, or name "
-            "the folder with Fashion-MNIST's *-ubyte.gz"
+            f"{source}: no {', no '.join(missing)}; install the Debian package "
+            "dataset-fashion-mnist, or name the folder with Fashion-MNIST's files"
         )
     folder.mkdir(parents=True, exist_ok=True)
     truth = folder / "truth.parquet"

@@ -21,6 +21,7 @@ from bench.timing import interleaved
 from shardsieve.config import EmbedConfig, IndexConfig
 from shardsieve.data.index import SampleIndex
 from shardsieve.embedding import Runner
+from shardsieve.environment import set_up
 from shardsieve.models.backbone import load_backbone
 from shardsieve.progress import Silent
 from shardsieve.shards.prefetch import Rows, in_order
@@ -40,7 +41,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     source, images = photos(n_images)
     cores = len(os.sched_getaffinity(0))
     # Decoding shares the cores with the network: as `shardsieve` itself sets it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up()
     engines = ["torch", *(["openvino"] if find_spec("openvino") else [])]
     with tempfile.TemporaryDirectory(prefix="shardsieve-bench-") as name:
         write_tars(Path(name), images, per_shard=max(len(images) // 6, 1))

@@ -29,13 +29,13 @@ from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageRecord
 from shardsieve.data.scores import scores_table, write_parquet
 from shardsieve.data.table import write_ipc
+from shardsieve.environment import SETTINGS
 from shardsieve.selection.summary import TAUS
 
 SIZES = (100_000, 1_000_000)
 CLASSES, DIM, PICTURES, LOADS = 1000, 64, 400, 5
 SIZE_GOAL, LOAD_GOAL_S = 15_000_000, 3.0
 # As `shardsieve` itself starts: threads that wait leave the cores to the others.
-_AS_THE_CLI = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         for n_samples in sizes:
             folder = Path(name) / str(n_samples)
             truth = _write_run(folder, n_samples)
-            counts, spent, peak = in_new_process(_report, folder, environment=_AS_THE_CLI)
+            counts, spent, peak = in_new_process(_report, folder, environment=SETTINGS)
             page = (folder / "report.html").read_text(encoding="utf-8")
             _check(page, truth, counts)
             rows[str(n_samples)] = {

@@ -146,7 +146,9 @@ class Calls:
         tune, device = self._config.tune, self.embed_device
         # More than a step has images would wait for the others.
         alone = device.type == "cpu" and tune.batch_norm == "trained"
-        return self._executor.processes(tune.processes, device, 1 if alone else tune.batch_size)
+        return self._executor.processes(
+            "tune", tune.processes, device, 1 if alone else tune.batch_size
+        )
 
     def refuse_tuning_that_cannot_work(self) -> None:
         """Raises what `tune` would raise later, perhaps after hours of other stages.
@@ -167,6 +169,18 @@ class Calls:
             from shardsieve.engines.processes import check_batch_norm
 
             check_batch_norm(self._processes, self.embed_device, tune.batch_norm)
+
+    def refuse_probe_that_cannot_work(self) -> None:
+        """Says early that there cannot be as many processes of `probe` as the settings ask for.
+
+        Raises:
+            ConfigError: One device was named.
+            DeviceUnavailable: There are fewer GPUs.
+        """
+        probe = self._config.probe
+        if probe.processes > 1:
+            most = probe.batch_size
+            self._executor.processes("probe", probe.processes, self.embed_device, most)
 
     def refuse_engine(self) -> None:
         """Says early that images cannot be embedded as the settings ask.
@@ -213,12 +227,12 @@ class Calls:
         folder = self._directory.folder
         if self._config.probe.processes > 1:
             return probe_together(
-                Inputs.of(folder("index"), folder("embed")),
+                Inputs.of(folder("index"), folder("embed"), out),
                 self._config.probe,
                 out=out,
                 seed=self._config.seed,
                 device=self.embed_device,
-                backend=self.backend,
+                backend=self._config.backend,
                 progress=self._progress,
                 executor=self._executor,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from shardsieve import (
     cli_setup,
 )
 from shardsieve.cli_engine import Address, EngineOption, RayCpus, RayWorkers, engine_of
+from shardsieve.environment import set_up
 from shardsieve.exits import exit_codes
 
 if TYPE_CHECKING:
@@ -228,7 +228,9 @@ def _run_on(
 _stage_command_on_engines(
     "embed", "Run the frozen backbone once over every image and cache the features."
 )
-_stage_command("probe", "Train the linear probe on the cached features and score every sample.")
+_stage_command_on_engines(
+    "probe", "Train the linear probe on the cached features and score every sample."
+)
 _stage_command("select", "Fit the mixtures and decide which samples are kept.")
 _stage_command_on_engines("tune", "Fine-tune the whole network on the clean samples.")
 _stage_command("report", "Write the page to look at.")
@@ -258,9 +260,7 @@ def version() -> None:
 
 def main() -> None:
     """Runs the command line; the exit code says what went wrong (see `shardsieve.errors`)."""
-    # Decoding shares the cores with the network: threads that spin while they wait take them away.
-    # It must be set before torch is loaded, and changes no result.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up()
     app()
 
 

@@ -24,6 +24,8 @@ from shardsieve.config_tune import TuneConfig as TuneConfig
 from shardsieve.errors import ConfigError
 from shardsieve.presets import PREFIX, read_preset
 
+AnyBackend = Literal["auto", "reference", "cpu", "gpu"]
+
 
 class IndexConfig(Section):
     """What a sample is: which member is the image and where its label stands."""
@@ -227,7 +229,7 @@ class Config(Section):
     """Seed of everything random: the probe's shuffles and folds, and fine-tuning."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
-    backend: Literal["auto", "reference", "cpu", "gpu"] = "auto"
+    backend: AnyBackend = "auto"
     """Which kernels run; `auto`: the GPU's where there is one, unless `device` is `cpu`. The
     manifest says what it came to."""
     workers: int | None = Field(None, ge=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -20,7 +21,7 @@ from shardsieve.data.record import StageRecord, changed_settings, content_key
 from shardsieve.data.scores import list_unreadable
 from shardsieve.data.table import write_text
 from shardsieve.engines.choice import Engine, EngineName, opened
-from shardsieve.engines.executor import Executor
+from shardsieve.engines.executor import Executor, Local
 from shardsieve.errors import ConfigError, ShardsieveError, StaleArtefact
 from shardsieve.identity import BY_NAME, STAGES, Identities, Stage, absolute_paths
 from shardsieve.models.weights import refuse_unknown
@@ -140,11 +141,12 @@ class _Line:
         self._shards = shards
         self._progress = progress
         self._run = Run(directory.path)
+        self._executor = executor or Local()
         # Read once: a review that goes on meanwhile is for the next call.
         decisions = read_decisions(directory.path)
         self._identities = Identities(config, shards, self._key, decisions.key)
         self._calls = Calls(
-            directory, config, shards, progress, self._current_records, decisions, executor
+            directory, config, shards, progress, self._current_records, decisions, self._executor
         )
 
     def refuse_what_cannot_work(self, names: Sequence[str]) -> None:
@@ -168,6 +170,8 @@ class _Line:
         for name, section in (("embed", config.embed), ("tune", config.tune)):
             if name in names and section.precision == "fp16":
                 self._calls.precision_of(name)
+        if "probe" in names:
+            self._calls.refuse_probe_that_cannot_work()
         if "tune" in names:
             self._calls.refuse_tuning_that_cannot_work()
         usual = (None, "torch", "fast", "exact", "auto", "fp32")
@@ -178,7 +182,11 @@ class _Line:
             embedded = self._directory.record("embed")
             name = config.embed.backbone
             if embedded is None or embedded.identity["settings"]["backbone"] != name:
-                refuse_unknown(name)
+                # timm takes seconds to load, and so does a cluster to start.
+                with ThreadPoolExecutor(1) as pool:
+                    checked = pool.submit(refuse_unknown, name)
+                    self._executor.start()
+                    checked.result()
             self._identities.weights  # noqa: B018
 
     def take_up(self, names: Sequence[str]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,30 +56,35 @@ def test_two_processes_find_what_one_finds(alone, shards, settings, tmp_path):
     # One process is what every run of before had.
     back = io.StringIO()
     run_stages(["probe"], run.path, settings(probe__folds=3), progress=Lines(back))
-    assert "probe: runs again, changed: " in back.getvalue()
+    assert "probe: runs again, changed: settings.processes" in back.getvalue()
     np.testing.assert_array_equal(losses_of(run.path).loss_N, wanted.loss_N)
 
 
-def inputs_of(run: Path) -> Inputs:
-    return Inputs.of(run / "index", run / "embed")
+def inputs_of(run: Path, out: Path) -> Inputs:
+    return Inputs.of(run / "index", run / "embed", out)
 
 
-def test_a_folder_of_the_same_name_elsewhere_is_not_taken_for_it(alone):
-    inputs = inputs_of(alone)
-    inputs.refuse_if_not_here(2)
-    other = Inputs(inputs.index, inputs.features, (inputs.records[0], "another"))
+def test_a_folder_of_the_same_name_elsewhere_is_not_taken_for_it(alone, tmp_path):
+    inputs = inputs_of(alone, tmp_path)
+    inputs.refuse_if_not_here(2, tmp_path)
+    other = replace(inputs, records=(inputs.records[0], "another"))
     with pytest.raises(DataError, match=r"processes = 2: .*embed is not to be seen from"):
-        other.refuse_if_not_here(2)
-    gone = Inputs(inputs.index / "gone", inputs.features, inputs.records)
+        other.refuse_if_not_here(2, tmp_path)
+    gone = replace(inputs, index=inputs.index / "gone")
     with pytest.raises(DataError, match="put the run directory on a disk that all workers share"):
-        gone.refuse_if_not_here(2)
+        gone.refuse_if_not_here(2, tmp_path)
+    # A copy of the run directory: the engine has found no common disk.
+    with pytest.raises(DataError, match="index is not to be seen from"):
+        inputs.refuse_if_not_here(2, tmp_path / "of this worker alone")
 
 
 def together(alone, settings, out, **changes):
     out.mkdir()
-    options = {"seed": 0, "device": torch.device("cpu"), "backend": "cpu", "progress": Silent()}
+    options = {"seed": 0, "device": torch.device("cpu"), "backend": "auto", "progress": Silent()}
     config = settings(probe__processes=2).probe
-    return probe_together(inputs_of(alone), config, out=out, executor=Local(), **options | changes)
+    return probe_together(
+        inputs_of(alone, out), config, out=out, executor=Local(), **options | changes
+    )
 
 
 def test_damaged_features_arrive_as_one_message(alone, settings, tmp_path):
@@ -92,6 +101,70 @@ def test_damaged_features_arrive_as_one_message(alone, settings, tmp_path):
         file.write_bytes(before)
 
 
+def test_the_parts_are_gone_when_the_table_is_there(alone, settings, tmp_path):
+    result = together(alone, settings, tmp_path / "out")
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["head.safetensors", "losses.arrow"]
+    assert result.counts == {"samples": len(losses_of(alone)), "scored": len(losses_of(alone))}
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+
+from shardsieve.config import ProbeConfig
+from shardsieve.engines.executor import Local
+from shardsieve.progress import Silent
+from shardsieve.stages import probe
+
+train = probe._train
+
+
+def watched(*arguments):
+    result = train(*arguments)
+    import numba
+
+    file = Path(sys.argv[3]) / "threads.txt"
+    file.write_text(f"{torch.get_num_threads()} {numba.config.NUMBA_NUM_THREADS}")
+    return result
+
+
+probe._train = watched
+if __name__ == "__main__":
+    index, features, out = map(Path, sys.argv[1:])
+    out = out / "out"
+    out.mkdir()
+    probe.probe_together(
+        probe.Inputs.of(index, features, out),
+        ProbeConfig(processes=2),
+        out=out,
+        seed=0,
+        device=torch.device("cpu"),
+        backend="auto",
+        progress=Silent(),
+        executor=Local(),
+    )
+"""
+
+
+def test_threads_are_a_share_of_the_cores_whatever_has_been_compiled(alone, tmp_path):
+    """With an empty cache Numba compiles, and reads its settings anew."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if "_THREADS" not in name}
+    environment |= {"OMP_NUM_THREADS": "4", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, script, alone / "index", alone / "embed", tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "threads.txt").read_text() == "2 2"
+
+
 def test_one_gpu_is_not_two(alone, settings, tmp_path):
-    with pytest.raises(ConfigError, match=r"probe.processes = 2 with device = cuda:1: that is"):
+    says = r"probe.processes = 2 with device = cuda:1: that is"
+    with pytest.raises(ConfigError, match=says):
         together(alone, settings, tmp_path / "one", device=torch.device("cuda:1"))
+    # Before the stages in front of it run, too.
+    with pytest.raises(ConfigError, match=says):
+        Local().processes("probe", 2, torch.device("cuda:1"), 512)

@@ -1,5 +1,6 @@
 """Processes that share the steps of the probe: the heads of one, whatever each of them has."""
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -10,7 +11,7 @@ import torch
 from shardsieve.config import ProbeConfig, load_config
 from shardsieve.errors import ConfigError
 from shardsieve.models.probe import HeadSpec, train_heads
-from shardsieve.models.probe.batches import Streamed
+from shardsieve.models.probe.batches import Resident, Streamed
 from shardsieve.models.probe.scaling import fit_scaling
 from shardsieve.models.probe.source import ArrayFeatures, Window
 
@@ -111,13 +112,17 @@ def assert_all_alike(results):
         np.testing.assert_array_equal(told, curve)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("normalise", ["standardise", "l2", "none"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_steps_over_everything_are_those_of_one(world, normalise):
+def test_steps_over_everything_are_those_of_one(world, normalise, weighted):
     features, labels, _ = blobs(401)
     rng = np.random.default_rng(1)
-    extras = {"fold_N": rng.integers(0, 3, 401), "weight": rng.random(401).astype(np.float32)}
-    specs = [HeadSpec(q, 0.05, fold=fold) for q in (0.3, 0.7) for fold in (None, 0, 2)]
+    extras, folds = {}, [None]
+    if weighted:
+        extras = {"fold_N": rng.integers(0, 3, 401), "weight": rng.random(401).astype(np.float32)}
+        folds = [None, 0, 2]
+    specs = [HeadSpec(q, 0.05, fold=fold) for q in (0.3, 0.7) for fold in folds]
     settings = {"batch_size": 1000, "epochs": 15, "normalise": normalise} | extras
     alone, curve = train(features, labels, specs, **settings)
     results = trained_together(world, features, labels, specs, **settings)
@@ -163,9 +168,9 @@ def test_the_scaling_of_all_samples():
 
 @pytest.mark.parametrize("batch_size", [5, 12.5, 64])
 def test_equally_many_steps_though_one_has_a_row_less(batch_size):
-    """128 rows are two blocks, 129 are three: the last one is empty for the others."""
-    features = ArrayFeatures(np.arange(129 * 8, dtype=np.float32).reshape(129, 8))
-    scaling = fit_scaling(features, np.arange(129), "none", CPU)
+    """4,033 rows in blocks of 64: the last one has a single row, and none with a row less."""
+    features = ArrayFeatures(np.arange(4033 * 8, dtype=np.float32).reshape(4033, 8))
+    scaling = fit_scaling(features, np.arange(4033), "none", CPU)
     batches = [
         Streamed(
             features,
@@ -175,13 +180,13 @@ def test_equally_many_steps_though_one_has_a_row_less(batch_size):
             piece_rows=64,
             seed=0,
             device=CPU,
-            longest=129,
+            longest=4033,
             block_bytes=64 * 8 * 4,
         )
-        for n_rows in (129, 128)
+        for n_rows in (4033, 4032)
     ]
     steps = []
-    for one, n_rows in zip(batches, (129, 128), strict=True):
+    for one, n_rows in zip(batches, (4033, 4032), strict=True):
         seen = [[where.tolist() for _, where in batch] for batch in one.epoch(3)]
         steps.append(len(seen))
         assert sorted(row for step in seen for piece in step for row in piece) == list(
@@ -189,6 +194,23 @@ def test_equally_many_steps_though_one_has_a_row_less(batch_size):
         )
     assert steps == [batches[0].per_epoch, batches[1].per_epoch]
     assert steps[0] == steps[1]
+    assert not seen[-1], "the last step of the one with a row less"
+
+
+@pytest.mark.parametrize("batch_size", [5, 12.5, 64])
+def test_equally_many_steps_where_all_features_are_resident(batch_size):
+    for n_rows in (65, 64):
+        resident = Resident(
+            torch.zeros(n_rows, 3),
+            torch.arange(n_rows),
+            batch_size=batch_size,
+            piece_rows=16,
+            seed=0,
+            longest=65,
+        )
+        steps = [sum(len(piece) for piece, _ in batch) for batch in resident.epoch(0)]
+        assert len(steps) == resident.per_epoch == math.ceil(65 / batch_size)
+        assert sum(steps) == n_rows
 
 
 def test_what_cannot_work_is_refused():

@@ -98,6 +98,14 @@ class Job(Generic[P, R]):
 class Executor(Protocol):
     """Does the work of a stage somewhere."""
 
+    def start(self) -> None:
+        """Does now what takes a while before the first job can begin.
+
+        Raises:
+            ConfigError: The cluster cannot be reached.
+        """
+        ...
+
     def device(self, name: str) -> torch.device:
         """Returns where the networks of a job run.
 
@@ -151,10 +159,11 @@ class Executor(Protocol):
         """
         ...
 
-    def processes(self, asked: int, device: torch.device, most: int) -> int:
-        """Returns how many processes share the steps of `tune`.
+    def processes(self, stage: str, asked: int, device: torch.device, most: int) -> int:
+        """Returns how many processes share the steps of a training.
 
         Args:
+            stage: Whose training it is.
             asked: The setting; 1 lets the engine choose.
             device: Where each runs its network.
             most: More are of no use.
@@ -203,6 +212,9 @@ class Executor(Protocol):
 class Local:
     """Everything in this process."""
 
+    def start(self) -> None:
+        """Nothing takes a while."""
+
     def device(self, name: str) -> torch.device:
         """As asked, or the GPU if there is one."""
         # torch takes seconds to load.
@@ -247,11 +259,11 @@ class Local:
         finally:
             work.close()
 
-    def processes(self, asked: int, device: torch.device, most: int) -> int:
+    def processes(self, stage: str, asked: int, device: torch.device, most: int) -> int:
         """As many as asked for."""
         from shardsieve.engines.processes import check_processes
 
-        check_processes(asked, device, "tune")
+        check_processes(asked, device, stage)
         return asked
 
     def decoders_together(self, asked: int | None, device: torch.device, processes: int) -> int:

@@ -85,6 +85,10 @@ class RayExecutor:
             ray.shutdown()
             self._started = False
 
+    def start(self) -> None:
+        """Connects, or starts a cluster of our own."""
+        self._connect()
+
     def device(self, name: str) -> torch.device:
         """A GPU if the cluster has one."""
         import torch
@@ -150,7 +154,7 @@ class RayExecutor:
                 pool.close()
             shutil.rmtree(out / MEETING, ignore_errors=True)
 
-    def processes(self, asked: int, device: torch.device, most: int) -> int:
+    def processes(self, stage: str, asked: int, device: torch.device, most: int) -> int:
         """As many as asked for; else as many as there are workers."""
         if asked > 1:
             return asked

@@ -94,8 +94,7 @@ class TrainHost:
             except TrainingFailedError as error:
                 raise DataError(
                     f"{self._stage}: workers were lost or failed {_MOST_RESTARTS + 1} times "
-                    f"({_why(error)}). Ray's logs say more; the same command goes on from the last "
-                    "state"
+                    f"({_why(error)}). Ray's logs say more; the same command takes it up again"
                 ) from error
 
     def tell(self, *event: Any) -> None:
@@ -191,7 +190,7 @@ def train_on_ray(
     except ray.exceptions.RayActorError as error:
         raise DataError(
             f"{stage}: the process of Ray Train beside the command was lost, most likely for want "
-            "of memory; the same command goes on from the last state"
+            "of memory; the same command takes it up again"
         ) from error
     finally:
         listener.close()

@@ -19,6 +19,7 @@ import numpy as np
 from shardsieve.data.disk import sync_folder
 from shardsieve.data.table import replace_file
 from shardsieve.engines.executor import MEETING, Work
+from shardsieve.environment import set_up
 
 # A file comes back in pieces of this size: the driver never holds more of it.
 PIECE_BYTES = 32 * 1024 * 1024
@@ -64,6 +65,7 @@ class ShardWorker:
 
     def __init__(self) -> None:
         """Starts; nothing is loaded yet."""
+        set_up()
         self._work: Work[Any, Any] | None = None
 
     def __repr__(self) -> str:

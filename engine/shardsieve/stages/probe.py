@@ -5,7 +5,9 @@ Shapes: N samples, R rows trained on.
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ import pyarrow as pa
 import torch
 from safetensors.numpy import save_file
 
-from shardsieve.config import ProbeConfig
+from shardsieve.config import AnyBackend, ProbeConfig
 from shardsieve.data.features import FeatureStore, check_shard
 from shardsieve.data.index import SampleIndex
 from shardsieve.data.losses import LossTable
@@ -30,7 +32,7 @@ from shardsieve.models.probe import draw_folds, head_specs, score, train_heads
 from shardsieve.models.probe.source import Window
 from shardsieve.progress import Progress
 from shardsieve.tuning.randomness import threads_of
-from shardsieve_kernels import Backend
+from shardsieve_kernels import Backend, resolve_backend
 
 _LOSSES = "losses.arrow"
 
@@ -77,30 +79,36 @@ class Inputs:
     Attributes:
         index: Folder of the index.
         features: Folder of the features.
-        records: Contents of the records in them.
+        out: Folder of the results.
+        records: Contents of the records in the first two.
     """
 
     index: Path
     features: Path
+    out: Path
     records: tuple[str, ...]
 
     @classmethod
-    def of(cls, index: Path, features: Path) -> Inputs:
-        """Takes the folders of two finished stages."""
-        index, features = index.resolve(), features.resolve()
-        return cls(
-            index, features, tuple((folder / RECORD).read_text() for folder in (index, features))
-        )
+    def of(cls, index: Path, features: Path, out: Path) -> Inputs:
+        """Takes the folders of two finished stages, and that of this one."""
+        places = index.resolve(), features.resolve()
+        return cls(*places, out.resolve(), tuple((place / RECORD).read_text() for place in places))
 
-    def refuse_if_not_here(self, processes: int) -> None:
+    def refuse_if_not_here(self, processes: int, out: Path) -> None:
         """Makes sure that this machine sees these very folders.
+
+        Args:
+            processes: How many there are.
+            out: Where this one is told to write: elsewhere than all others where it does not see
+                their disk.
 
         Raises:
             DataError: It does not, or others under the same names.
         """
+        seen = out.resolve() == self.out
         for folder, record in zip((self.index, self.features), self.records, strict=True):
             file = folder / RECORD
-            if not file.is_file() or file.read_text() != record:
+            if not seen or not file.is_file() or file.read_text() != record:
                 raise DataError(
                     f"probe.processes = {processes}: {folder} is not to be seen from "
                     f"{socket.gethostname()}. Features are not sent: put the run directory on a "
@@ -115,7 +123,7 @@ def probe_together(
     out: Path,
     seed: int,
     device: torch.device,
-    backend: Backend,
+    backend: AnyBackend,
     progress: Progress,
     executor: Executor,
 ) -> StageResult:
@@ -130,7 +138,7 @@ def probe_together(
         out: Folder that gets `losses.arrow` and `head.safetensors`.
         seed: Of shuffles and folds.
         device: Where the arithmetic runs; one of its kind for each process.
-        backend: Which kernels run.
+        backend: Which kernels run; `auto`: what each process can have.
         progress: Where to report.
         executor: Who starts the processes.
 
@@ -138,6 +146,7 @@ def probe_together(
         DataError: As `probe`; or a process does not see the folders, or features are damaged.
         ConfigError: One device was named.
         DeviceUnavailable: There are fewer GPUs.
+        BackendUnavailable: Kernels that were asked for cannot run there.
     """
     training = partial(_in_process, inputs, config, seed, backend, threads_of(config.processes))
     return executor.together("probe", training, config.processes, device, out, progress)
@@ -147,19 +156,21 @@ def _in_process(
     inputs: Inputs,
     config: ProbeConfig,
     seed: int,
-    backend: Backend,
+    backend: AnyBackend,
     threads: int,
     group: Group,
     out: Path,
     progress: Progress,
 ) -> StageResult:
-    inputs.refuse_if_not_here(config.processes)
+    inputs.refuse_if_not_here(config.processes, out)
     if group.device.type == "cpu":
-        # Kernels and torch count the cores for themselves, not for all processes of a machine.
-        import numba
-
+        if "numba" not in sys.modules:
+            # Numba hands its number of threads on to the OpenMP library that torch shares.
+            os.environ["NUMBA_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, numba.get_num_threads()))
+        if backend == "auto":
+            backend = "cpu"
+    kernels = resolve_backend(backend)
     index = SampleIndex.open(inputs.index)
     features = FeatureStore.open(inputs.features, len(index.shards))
     rows = _usable_rows(index, features)
@@ -169,7 +180,7 @@ def _in_process(
     first, last = np.searchsorted(features.starts, [part.start, part.stop - 1], side="right") - 1
     for shard in range(int(first), int(last) + 1):
         check_shard(inputs.features, shard)
-    return _train(index, features, rows, part, config, out, seed, backend, group, progress)
+    return _train(index, features, rows, part, config, out, seed, kernels, group, progress)
 
 
 @dataclass(frozen=True, slots=True)

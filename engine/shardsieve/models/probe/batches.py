@@ -245,6 +245,14 @@ class Resident:
             yield self._inputs[piece], piece
 
 
+def fits_on(device: torch.device, n_rows: int, dim: int) -> bool:
+    """Returns whether so many features can stay on the device, as f16 on a GPU."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return n_rows * dim * 2 + _GPU_SLACK_BYTES < free
+
+
 def make_batches(
     features: FeatureSource,
     rows: npt.NDArray[np.int64],
@@ -254,23 +262,22 @@ def make_batches(
     piece_rows: int,
     seed: int,
     device: torch.device,
-    longest: int | None = None,
+    resident: bool,
+    longest: int,
 ) -> Streamed | Resident:
-    """Keeps the features on a GPU where they fit, as f16; streams them otherwise."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if len(rows) * features.dim * 2 + _GPU_SLACK_BYTES < free:
-            return Resident.load(
-                features,
-                rows,
-                scaling,
-                batch_size=batch_size,
-                piece_rows=piece_rows,
-                seed=seed,
-                device=device,
-                dtype=torch.float16,
-                longest=longest,
-            )
+    """Keeps the features on the device, as f16, or streams them."""
+    if resident:
+        return Resident.load(
+            features,
+            rows,
+            scaling,
+            batch_size=batch_size,
+            piece_rows=piece_rows,
+            seed=seed,
+            device=device,
+            dtype=torch.float16,
+            longest=longest,
+        )
     return Streamed(
         features,
         rows,

@@ -14,7 +14,7 @@ import torch
 
 from shardsieve.config import ProbeConfig
 from shardsieve.errors import DataError
-from shardsieve.models.probe.batches import Batches, Resident, make_batches
+from shardsieve.models.probe.batches import Batches, Resident, fits_on, make_batches
 from shardsieve.models.probe.gradient import LossGradient, rows_at_once
 from shardsieve.models.probe.heads import Heads, HeadSpec
 from shardsieve.models.probe.minibatch import start_weights, train_minibatch
@@ -105,6 +105,7 @@ def train_heads(
         piece_rows=piece_rows,
         seed=seed,
         device=device,
+        resident=_all_fit(source, rows, device, group),
         longest=longest,
     )
     targets = Targets(
@@ -183,6 +184,17 @@ def _solve(
 
     curve = train_mm(parameters, passes, moments[0], rounds=config.epochs, on_round=on_round)
     return curve.cpu().numpy()
+
+
+def _all_fit(
+    source: FeatureSource, rows: npt.NDArray[np.int64], device: torch.device, group: Together
+) -> bool:
+    """Returns whether the features of each process fit on its device.
+
+    Those that stream take other steps, and all must take the same.
+    """
+    too_many = not fits_on(device, len(rows), source.dim)
+    return not group.sum_(torch.tensor([float(too_many)]))
 
 
 def _longest(n_rows: int, config: ProbeConfig, group: Together) -> int:
