@@ -129,7 +129,7 @@ _VIEWS = {
     "quality-verdict": _quality_view(quality_view.verdict),
     **{
         f"quality-{part}-{data}": _quality_view(table, data=data)
-        for data in ("cifar10n", "digits", "photos")
+        for data in ("cifar10n", "digits", "fashion-mnist", "photos")
         for part, table in (
             ("cells", quality_view.cells_table),
             ("tau", quality_view.tau_table),

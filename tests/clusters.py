@@ -23,6 +23,15 @@ QUIET = {
 }
 
 
+# For Ray Train.
+TRAIN = {
+    "RAY_raylet_start_wait_time_s": "60",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # One process less that imports all of it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
 @contextlib.contextmanager
 def cluster_of(workers: int, **environment: str) -> Iterator[None]:
     """Room for so many workers, whatever this machine has."""

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from clusters import cluster_of
+from clusters import TRAIN, cluster_of
 from tiny import write_shards
 from tunable import make_job, run_job, train_and_die_once
 
@@ -19,12 +19,6 @@ from shardsieve.stages.tune import tune
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(500)]
-TRAIN = {
-    "RAY_raylet_start_wait_time_s": "60",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # One process less that imports all of Ray Train.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
 # A moving average and moments have a state; each step is split over both and in parts.
 OPTIONS = {"processes": 2, "ema_decay": 0.9, "accumulate": 2, "warmup_epochs": 0.5}
 
