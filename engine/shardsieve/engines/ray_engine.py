@@ -125,11 +125,11 @@ class RayExecutor:
         return found
 
     def decoders(self, asked: int | None, device: torch.device) -> int:
-        """As many as a worker has cores; with one core it decodes itself."""
+        """As many as a worker has cores."""
         if asked is not None:
             return asked
-        cpus = self._cpus_of(device.type == "cuda")
-        return min(8, cpus) if cpus > 1 else 0
+        # One as well: it goes on while the results of a shard wait for the disk.
+        return min(8, self._cpus_of(device.type == "cuda"))
 
     def map(
         self, job: Job[P, R], pieces: Sequence[P], out: Path, advance: Advance, *, threads: int = 0

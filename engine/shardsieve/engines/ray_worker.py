@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from shardsieve.data.disk import sync_folder
 from shardsieve.data.table import replace_file
 from shardsieve.engines.executor import MEETING, Work
 from shardsieve.environment import set_up
@@ -140,8 +139,8 @@ def _finished(folder: Path) -> list[Path]:
 
 def _put_in_place(files: list[Path], out: Path) -> None:
     for path in files:
+        # Its bytes are on the disk; the names are synced when the stage is committed.
         path.replace(out / path.name)
-    sync_folder(out)
 
 
 def _content(path: Path) -> tuple[str, list[Any]]:
