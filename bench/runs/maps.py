@@ -117,7 +117,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     """Draws a map for each set of features; wrong labels are crosses."""
     true_P, wrong_P = np.array(result["true_P"]), np.array(result["wrong_P"])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 2.8))
+        figure = Figure(figsize=(11, 3.2))
         panels = figure.subplots(1, len(result["stages"]))
         for panel, (name, told) in zip(panels, result["stages"].items(), strict=True):
             x_P2 = np.array(told["x_P2"])
@@ -132,7 +132,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
                     marker=marker,
                     linewidths=0.6,
                 )
-            panel.set_title(f"{name}\n{told['same_class']:.0%} of neighbours of the same class")
+            panel.set_title(f"{name}\n{told['same_class']:.0%} of neighbours alike")
             panel.set_xticks([])
             panel.set_yticks([])
             panel.spines[:].set_visible(False)
