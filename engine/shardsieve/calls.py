@@ -229,7 +229,6 @@ class Calls:
             return probe_together(
                 Inputs.of(folder("index"), folder("embed"), out),
                 self._config.probe,
-                out=out,
                 seed=self._config.seed,
                 device=self.embed_device,
                 backend=self._config.backend,

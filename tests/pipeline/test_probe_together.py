@@ -82,9 +82,7 @@ def together(alone, settings, out, **changes):
     out.mkdir()
     options = {"seed": 0, "device": torch.device("cpu"), "backend": "auto", "progress": Silent()}
     config = settings(probe__processes=2).probe
-    return probe_together(
-        inputs_of(alone, out), config, out=out, executor=Local(), **options | changes
-    )
+    return probe_together(inputs_of(alone, out), config, executor=Local(), **options | changes)
 
 
 def test_damaged_features_arrive_as_one_message(alone, settings, tmp_path):
@@ -139,7 +137,6 @@ if __name__ == "__main__":
     probe.probe_together(
         probe.Inputs.of(index, features, out),
         ProbeConfig(processes=2),
-        out=out,
         seed=0,
         device=torch.device("cpu"),
         backend="auto",

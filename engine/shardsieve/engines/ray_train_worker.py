@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardsieve.engines.ray_worker import PIECE_BYTES, Place
+from shardsieve.environment import set_up
 from shardsieve.errors import ShardsieveError
 from shardsieve.progress import Advance, Silent
 
@@ -32,6 +33,8 @@ def work(packed: bytes, place: Place, host: Any) -> None:
     Raises:
         ShardsieveError: What the training raises.
     """
+    # On a cluster that was there before, workers have its environment and not the command's.
+    set_up()
     import ray
     import ray.train.torch
     import torch

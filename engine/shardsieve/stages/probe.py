@@ -120,7 +120,6 @@ def probe_together(
     inputs: Inputs,
     config: ProbeConfig,
     *,
-    out: Path,
     seed: int,
     device: torch.device,
     backend: AnyBackend,
@@ -133,9 +132,9 @@ def probe_together(
     share of (data parallel), so that all have the same heads, and each scores its own part.
 
     Args:
-        inputs: The run's folders, which every process must see.
+        inputs: The run's folders, which every process must see; `out` gets `losses.arrow` and
+            `head.safetensors`.
         config: As for `probe`; `processes` says how many.
-        out: Folder that gets `losses.arrow` and `head.safetensors`.
         seed: Of shuffles and folds.
         device: Where the arithmetic runs; one of its kind for each process.
         backend: Which kernels run; `auto`: what each process can have.
@@ -149,7 +148,7 @@ def probe_together(
         BackendUnavailable: Kernels that were asked for cannot run there.
     """
     training = partial(_in_process, inputs, config, seed, backend, threads_of(config.processes))
-    return executor.together("probe", training, config.processes, device, out, progress)
+    return executor.together("probe", training, config.processes, device, inputs.out, progress)
 
 
 def _in_process(
