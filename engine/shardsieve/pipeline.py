@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -30,6 +31,8 @@ from shardsieve.run import Run
 from shardsieve.rundir import RunDir
 from shardsieve.shards.journal import Journal
 from shardsieve.shards.locate import locate_shards
+
+_WITHOUT_WORKERS = frozenset(("select", "report"))
 
 
 def clean(
@@ -99,7 +102,9 @@ def run_stages(
         with directory.lock(), writing_to(out):
             line.take_up(names)
             write_text(out / "config.toml", _to_toml(config))
-            for name in names:
+            for number, name in enumerate(names):
+                if _WITHOUT_WORKERS.issuperset(names[number:]):
+                    executor.leave()
                 line.bring_up_to_date(BY_NAME[name])
                 line.write_manifest()
     return Run(out)
@@ -182,10 +187,12 @@ class _Line:
             embedded = self._directory.record("embed")
             name = config.embed.backbone
             if embedded is None or embedded.identity["settings"]["backbone"] != name:
-                # timm takes seconds to load, and so does a cluster to start.
+                # torch and timm take seconds to load, and so does a cluster to start.
                 with ThreadPoolExecutor(1) as pool:
+                    loaded = pool.submit(import_module, "torch")
                     checked = pool.submit(refuse_unknown, name)
-                    self._executor.start()
+                    self._executor.start(config.device, len(self._shards))
+                    loaded.result()
                     checked.result()
             self._identities.weights  # noqa: B018
 

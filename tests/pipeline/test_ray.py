@@ -210,6 +210,32 @@ def test_a_piece_that_cannot_be_done_ends_it(cluster, tmp_path, harm, error, mes
     assert not (tmp_path / "from-workers").exists()
 
 
+def test_cores_are_free_for_others_before_the_last_stage(cluster, tmp_path):
+    from shardsieve.engines.ray_engine import RayExecutor
+
+    executor = RayExecutor(Silent(), workers=3)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    job = Job("embed", "images", _work(_refuse), _one)
+    executor.start("cpu", 3)
+    assert _free_cores(0)
+    assert [result for _, result in executor.map(job, [0], tmp_path, _one)] == [0]
+    executor.leave()
+    assert _free_cores(3)
+    assert [result for _, result in executor.map(job, [2], tmp_path, _one)] == [2]
+    executor.close()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert _free_cores(3)
+
+
+def _free_cores(number):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if ray.available_resources().get("CPU", 0) == number:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

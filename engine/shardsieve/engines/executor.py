@@ -98,12 +98,20 @@ class Job(Generic[P, R]):
 class Executor(Protocol):
     """Does the work of a stage somewhere."""
 
-    def start(self) -> None:
-        """Does now what takes a while before the first job can begin.
+    def start(self, device: str, n_shards: int) -> None:
+        """Begins with what takes a while before networks can run.
+
+        Args:
+            device: The setting of where they will.
+            n_shards: How many there are; more workers are of no use.
 
         Raises:
             ConfigError: The cluster cannot be reached.
         """
+        ...
+
+    def leave(self) -> None:
+        """Is told that nothing more will be asked; what is held for it can go meanwhile."""
         ...
 
     def device(self, name: str) -> torch.device:
@@ -212,8 +220,11 @@ class Executor(Protocol):
 class Local:
     """Everything in this process."""
 
-    def start(self) -> None:
-        """Nothing takes a while."""
+    def start(self, device: str, n_shards: int) -> None:
+        """Nothing that could begin early."""
+
+    def leave(self) -> None:
+        """Nothing is held."""
 
     def device(self, name: str) -> torch.device:
         """As asked, or the GPU if there is one."""

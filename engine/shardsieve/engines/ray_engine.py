@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from shardsieve.config import Precision
@@ -30,6 +31,7 @@ _MOST_LOSSES = 4
 # Only what is too large to be returned at once passes through the store of a cluster of our own.
 _STORE_BYTES = 512 * 1024 * 1024
 _LISTED_WORKERS = 16
+_LOADED_BY_EMBED = ("shardsieve.stages.embed", "timm")
 _QUIET = {
     # A cluster of our own tells nobody that it was used, and says nothing about GPUs it hides.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -73,9 +75,22 @@ class RayExecutor:
         self._workers, self._cpus = workers, cpus
         self._started, self._joined = False, False
         self._pool: Pool | None = None
+        self._leaving: Thread | None = None
 
     def close(self) -> None:
         """Leaves the cluster if it was joined here; one of our own ends."""
+        if self._leaving is not None:
+            self._leaving.join()
+            self._leaving = None
+        self._let_go()
+
+    def leave(self) -> None:
+        """Lets go of the cluster beside what follows: that takes a second, workers hold cores."""
+        if self._leaving is None:
+            self._leaving = Thread(target=self._let_go, name="leave-ray")
+            self._leaving.start()
+
+    def _let_go(self) -> None:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -85,16 +100,21 @@ class RayExecutor:
             ray.shutdown()
             self._started = False
 
-    def start(self) -> None:
-        """Connects, or starts a cluster of our own."""
+    def start(self, device: str, n_shards: int) -> None:
+        """Connects, or starts a cluster of our own, whose workers load torch meanwhile."""
         self._connect()
+        cpus = self._cpus_of(gpu=False)
+        # Those that index are those that embed, unless these have GPUs or more cores.
+        if self._pool is None and cpus == 1 and not self._on_gpu(device):
+            self._pool = Pool(cpus, 0, self._workers, self._progress)
+            self._pool.warm_up(n_shards, _LOADED_BY_EMBED)
 
     def device(self, name: str) -> torch.device:
         """A GPU if the cluster has one."""
         import torch
 
         if name == "auto":
-            name = "cuda" if self._resources().get("GPU") else "cpu"
+            name = "cuda" if self._on_gpu(name) else "cpu"
         # Ray shows a worker no GPU but its own.
         return torch.device(name.partition(":")[0])
 
@@ -255,6 +275,9 @@ class RayExecutor:
             return max(1, min(8, int(resources.get("CPU", 1) // max(resources.get("GPU", 1), 1))))
         return 1
 
+    def _on_gpu(self, device: str) -> bool:
+        return bool(self._resources().get("GPU")) if device == "auto" else device != "cpu"
+
     def _resources(self) -> dict[str, float]:
         self._connect()
         import ray
@@ -263,6 +286,8 @@ class RayExecutor:
         return resources
 
     def _connect(self) -> None:
+        if self._leaving is not None:
+            self.close()
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         import ray

@@ -83,6 +83,18 @@ class Pool:
         self._room, self._looked = 1, 0.0
         self._failed_starts, self._began, self._told = 0, 0.0, False
 
+    def warm_up(self, n_pieces: int, modules: Sequence[str]) -> None:
+        """Starts actors, as many as there will be work and room for, that load modules meanwhile.
+
+        Args:
+            n_pieces: How many there will be.
+            modules: Names; one that cannot be loaded is for the job that needs it.
+        """
+        for _ in range(min(self._most or self._look(), n_pieces)):
+            worker = _Worker(self._class.remote())
+            worker.actor.load.remote(modules)
+            self._workers.append(worker)
+
     def take(self, job: Job[Any, Any]) -> None:
         """Begins a job: actors that are there load what it needs."""
         self._job, self._by, self._rates = job, {}, {}

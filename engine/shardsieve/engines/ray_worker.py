@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ class ShardWorker:
     def __repr__(self) -> str:
         """The name under which Ray's dashboard and logs show it."""
         return "shardsieve"
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Loads modules that take seconds, before they are needed."""
+        for name in modules:
+            import_module(name)
 
     def prepare(self, make: Callable[[], Work[Any, Any]], torch_threads: int) -> str:
         """Loads what a job needs and returns the name of this worker.

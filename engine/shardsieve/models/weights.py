@@ -33,11 +33,13 @@ def weights_identity(config: EmbedConfig) -> dict[str, str]:
 
 
 def refuse_unknown(name: str) -> None:
-    """Checks a name against timm's list, which takes seconds to load.
+    """Checks a name against timm's list, which takes seconds to load, unless it is ours.
 
     Raises:
         BackboneError: timm has no such model; the message names similar ones.
     """
+    if name in PACKAGED:
+        return
     import timm
     from timm.models import is_model
 
