@@ -20,6 +20,8 @@ def costs_of_the_engine(folder: str) -> dict[str, Any]:
     out.mkdir()
     executor = RayExecutor(Silent(), workers=2)
     start = time.perf_counter()
+    # As a command does.
+    executor.start("cpu", 2)
     list(executor.map(Job("index", "images", _Nothing, _one), list(range(8)), out, _unheard))
     ray_s = time.perf_counter() - start
     start = time.perf_counter()

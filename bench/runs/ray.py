@@ -61,7 +61,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         assert len(hashes) == 1, "the engines wrote different bytes"
     wall = {name: statistics.median(r["wall_s"] for r in several) for name, several in runs.items()}
     rates = Rates(
-        # Ray itself has started in `index`.
+        # Ray itself has started in `index`, where the workers have loaded torch and timm.
         start_s=parts["load_s"],
         images_per_s=busy[1]["images_per_s"],
         driver_s=parts["driver_s"],
@@ -99,8 +99,8 @@ def describe(result: dict[str, Any]) -> str:
     ]
     engine = result["measured"]["engine"]
     lines.append(
-        f"Ray and its workers start in {engine['ray_s']:.1f} s, a network loads in "
-        f"{engine['load_s']:.1f} s, the driver takes {1000 * engine['driver_s']:.1f} ms a shard"
+        f"Ray and its workers start in {engine['ray_s']:.1f} s, with torch and timm; a network "
+        f"loads in {engine['load_s']:.1f} s, the driver takes {1000 * engine['driver_s']:.1f} ms a shard"
     )
     for cluster in result["clusters"]:
         rate = cluster["rates"]["images_per_s"]
