@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -64,11 +64,16 @@ def interleaved(
             if before is not None:
                 before()
             costs[name].append(cost(call))
+    return spreads(costs)
+
+
+def spreads(costs: Mapping[str, Sequence[Cost]]) -> dict[str, dict[str, Any]]:
+    """Returns per name `wall_s` and `cpu_s` as [least, median, most], and `repeats`."""
     return {
         name: {
             "wall_s": _spread([one.wall_s for one in several]),
             "cpu_s": _spread([one.cpu_s for one in several]),
-            "repeats": repeats,
+            "repeats": len(several),
         }
         for name, several in costs.items()
     }

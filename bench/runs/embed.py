@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.embed_gpu import goals_gpu, measure_gpu
 from bench.jpegs import photos, write_tars
-from bench.timing import in_bare_process, interleaved
+from bench.timing import Cost, cost, in_bare_process, spreads
 from shardsieve.config import EmbedConfig, IndexConfig
 from shardsieve.data.index import SampleIndex
 from shardsieve.embedding import Runner
@@ -36,14 +36,11 @@ _CPU = torch.device("cpu")
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Times read, decode, model and all of it in turn, on all cores of a process of its own."""
-    # torch reads these when it is loaded, here as in a command.
-    told: dict[str, Any] = in_bare_process(parts_and_all, quick, environment=SETTINGS)
-    return told
+    """Times read, decode, model and all of it in turn, on all cores, each in a process of its own.
 
-
-def parts_and_all(quick: bool) -> dict[str, Any]:
-    """As `measure`, in this process."""
+    In one process each would find the memory as another has left it, and torch reads the settings
+    of a command when it is loaded.
+    """
     n_images, repeats = (96, 1) if quick else (1200, 3)
     source, images = photos(n_images)
     if not quick:
@@ -51,28 +48,32 @@ def parts_and_all(quick: bool) -> dict[str, Any]:
         images = images * 3
     cores = len(os.sched_getaffinity(0))
     engines = ["torch", *(["openvino"] if find_spec("openvino") else [])]
+    calls = {
+        _BASELINE: ("", ""),
+        "read only": ("read", "torch"),
+        "decode only": ("decode", "torch"),
+    }
+    for engine in engines:
+        calls[f"model only, {engine}"] = ("model", engine)
+        if engine != "openvino":
+            # Its streams are fixed when it is compiled.
+            calls[f"model only, {engine}, all cores on one batch"] = ("model_at_once", engine)
+        calls[f"all of it, {engine}"] = ("everything", engine)
+    spent: dict[str, list[Cost]] = {what: [] for what in calls}
     with tempfile.TemporaryDirectory(prefix="shardsieve-bench-") as name:
         write_tars(Path(name), images, per_shard=max(len(images) // 6, 1))
         index(sorted(Path(name).glob("*.tar")), IndexConfig(), out=Path(name), progress=Silent())
-        samples = SampleIndex.open(Path(name))
-        baseline = _Baseline(samples, cores)
-        calls: dict[str, Callable[[], object]] = {_BASELINE: baseline.run}
-        agreement, warm_up_s = {}, {}
-        for engine in engines:
-            parts = _Parts(samples, engine, cores)
-            warm_up_s[engine] = round(parts.runner.engine.warm_up_s, 2)
-            agreement[engine] = _cosine(parts.features(), baseline.features())
-            if engine == engines[0]:
-                calls |= {"read only": parts.read, "decode only": parts.decode}
-            calls |= {
-                f"model only, {engine}": parts.model,
-                f"model only, {engine}, all cores on one batch": parts.model_at_once,
-                f"all of it, {engine}": parts.everything,
-            }
-            if engine == "openvino":
-                # Its streams are fixed when it is compiled.
-                del calls[f"model only, {engine}, all cores on one batch"]
-        costs = interleaved(calls, repeats, warmups=0 if quick else 1)
+        agreement = {
+            engine: in_bare_process(cosine, name, engine, environment=SETTINGS)
+            for engine in engines
+        }
+        for _ in range(repeats):
+            for what, (part, engine) in calls.items():
+                # The baseline is PyTorch as it comes.
+                settings = SETTINGS if part else {}
+                told = in_bare_process(one_part, name, part, engine, environment=settings)
+                spent[what].append(Cost(*told))
+    costs = spreads(spent)
     rates = {what: round(len(images) / cost["wall_s"][1], 1) for what, cost in costs.items()}
     ratios = {}
     for engine in engines:
@@ -92,7 +93,6 @@ def parts_and_all(quick: bool) -> dict[str, Any]:
         "costs": costs,
         "ratios": ratios,
         "least_cosine_with_baseline": agreement,
-        "warm_up_s": warm_up_s,
     }
 
 
@@ -125,6 +125,22 @@ def goals(result: dict[str, Any]) -> dict[str, bool]:
             ratio["times_baseline"] >= 1.6
         )
     return met
+
+
+def one_part(folder: str, part: str, engine: str) -> Cost:
+    """Times a part, after it has been done once; no part is the baseline."""
+    samples, cores = SampleIndex.open(Path(folder)), len(os.sched_getaffinity(0))
+    whose = _Parts(samples, engine, cores) if part else _Baseline(samples, cores)
+    call: Callable[[], object] = getattr(whose, part or "run")
+    call()
+    return cost(call)
+
+
+def cosine(folder: str, engine: str) -> float:
+    """Returns the least cosine of an image's features with those of the baseline."""
+    samples, cores = SampleIndex.open(Path(folder)), len(os.sched_getaffinity(0))
+    ours = _Parts(samples, engine, cores).features()
+    return _cosine(ours, _Baseline(samples, cores).features())
 
 
 class _Parts:
