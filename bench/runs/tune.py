@@ -70,7 +70,8 @@ def measure(*, quick: bool, data: Path | None = None) -> dict[str, Any]:
         "train_images": images.n_train,
         "test_images": images.n_test,
         "image_size": IMAGE_SIZE,
-        "settings": images.settings,
+        # Without the file of class names, which lies elsewhere on every machine.
+        "settings": {k: v for k, v in images.settings.items() if k != "index.classes"},
         "methods": METHODS,
         "rows": rows,
         "summary": summarise(rows),
