@@ -38,8 +38,7 @@ _CPU = torch.device("cpu")
 def measure(*, quick: bool) -> dict[str, Any]:
     """Times read, decode, model and all of it in turn, on all cores, each in a process of its own.
 
-    In one process each would find the memory as another has left it, and torch reads the settings
-    of a command when it is loaded.
+    torch reads the settings of a command when it is loaded, and the baseline is to be without them.
     """
     n_images, repeats = (96, 1) if quick else (1200, 3)
     source, images = photos(n_images)

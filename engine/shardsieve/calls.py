@@ -22,7 +22,8 @@ from shardsieve.data.losses import LossTable
 from shardsieve.data.reason import DECIDED_REASONS, Reason
 from shardsieve.data.record import StageRecord, StageResult, content_key
 from shardsieve.data.scores import Decisions, Suggestions
-from shardsieve.engines.executor import Executor, Local, cores_for
+from shardsieve.engines.executor import Executor
+from shardsieve.engines.local import Local, cores_for
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.identity import judgement_key
 from shardsieve.leaks import find_leaks

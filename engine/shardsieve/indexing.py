@@ -20,7 +20,8 @@ from shardsieve.config import IndexConfig
 from shardsieve.data.index import ShardRef
 from shardsieve.data.location import ShardPath
 from shardsieve.data.reason import Reason
-from shardsieve.engines.executor import Executor, Job, Local
+from shardsieve.engines.executor import Executor, Job
+from shardsieve.engines.local import Local
 from shardsieve.progress import Progress
 from shardsieve.shards.labels import TableLabels, label_source, resolve_labels
 from shardsieve.shards.rows import RowReader, ShardReader, one_shard, read_rows

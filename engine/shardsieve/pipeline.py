@@ -22,7 +22,8 @@ from shardsieve.data.record import StageRecord, changed_settings, content_key
 from shardsieve.data.scores import list_unreadable
 from shardsieve.data.table import write_text
 from shardsieve.engines.choice import Engine, EngineName, opened
-from shardsieve.engines.executor import Executor, Local
+from shardsieve.engines.executor import Executor
+from shardsieve.engines.local import Local
 from shardsieve.errors import ConfigError, ShardsieveError, StaleArtefact
 from shardsieve.identity import BY_NAME, STAGES, Identities, Stage, absolute_paths
 from shardsieve.models.weights import refuse_unknown

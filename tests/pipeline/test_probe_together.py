@@ -15,7 +15,7 @@ import torch
 
 import shardsieve
 from shardsieve.data.losses import LossTable
-from shardsieve.engines.executor import Local
+from shardsieve.engines.local import Local
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.pipeline import run_stages
 from shardsieve.progress import Lines, Silent
@@ -113,7 +113,7 @@ from pathlib import Path
 import torch
 
 from shardsieve.config import ProbeConfig
-from shardsieve.engines.executor import Local
+from shardsieve.engines.local import Local
 from shardsieve.progress import Silent
 from shardsieve.stages import probe
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from shardsieve.engines.executor import Executor, Local
+from shardsieve.engines.executor import Executor
+from shardsieve.engines.local import Local
 from shardsieve.errors import ConfigError
 from shardsieve.progress import Progress
 

@@ -25,7 +25,8 @@ from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.table import column, read_ipc
 from shardsieve.embedding import Embedded, Runner, time_spent
-from shardsieve.engines.executor import Executor, Job, Local
+from shardsieve.engines.executor import Executor, Job
+from shardsieve.engines.local import Local
 from shardsieve.errors import DataError
 from shardsieve.progress import Advance, Progress
 from shardsieve.shards.prefetch import Rows

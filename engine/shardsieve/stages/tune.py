@@ -16,7 +16,8 @@ from shardsieve.config import TuneConfig
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import Suggestions
-from shardsieve.engines.executor import Executor, Local
+from shardsieve.engines.executor import Executor
+from shardsieve.engines.local import Local
 from shardsieve.engines.processes import Group, check_batch_norm
 from shardsieve.errors import ConfigError, DataError
 from shardsieve.progress import Progress

@@ -21,7 +21,8 @@ from shardsieve.data.record import StageResult
 from shardsieve.data.scores import Decisions
 from shardsieve.data.table import write_text
 from shardsieve.data.written import MANIFEST, write_written
-from shardsieve.engines.executor import Executor, Job, Local
+from shardsieve.engines.executor import Executor, Job
+from shardsieve.engines.local import Local
 from shardsieve.errors import DataError, ShardError
 from shardsieve.progress import Progress
 from shardsieve.shards.copier import Output, ShardCopier, cut, samples_of

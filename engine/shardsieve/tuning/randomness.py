@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from shardsieve.engines.executor import usable_cores
+from shardsieve.engines.local import usable_cores
 
 # What the draws are for: streams of one seed that have nothing to do with each other.
 DRAW, AUGMENT, STEP = 2, 3, 4
