@@ -29,6 +29,7 @@ from shardsieve.engines.executor import Executor, Job
 from shardsieve.engines.local import Local
 from shardsieve.errors import DataError
 from shardsieve.progress import Advance, Progress
+from shardsieve.shards.ahead import Ahead
 from shardsieve.shards.prefetch import Rows
 from shardsieve.shards.sources import hash_shard, refuse_changed, take_over, write_sources
 
@@ -190,8 +191,10 @@ def _embed_shards(
     runner.read_from(index)
     told: dict[str, float] = dict(runner.clock.seconds)
     embedded = runner.run([batch for batches in plan for batch in batches])
-    with ThreadPoolExecutor(1) as pool, closing(embedded):
-        for piece, rows, batches in zip(pieces, places, plan, strict=True):
+    paths = [index.shards[piece.at].path for piece in pieces]
+    with ThreadPoolExecutor(1) as pool, closing(embedded), Ahead(paths) as ahead:
+        for at, (piece, rows, batches) in enumerate(zip(pieces, places, plan, strict=True)):
+            ahead.reached(at)
             features, ref = _ShardFeatures(rows, runner.dim), index.shards[piece.at]
             # Beside the network: the bytes are in memory then.
             sha256 = pool.submit(hash_shard, ref)
