@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -89,7 +89,8 @@ def run_stages(
         engine: As for `clean`.
 
     Raises:
-        StaleArtefact: A stage is needed that is missing or was made with other settings.
+        StaleArtefact: A stage is needed that is missing, has lost a file, or was made with other
+            settings.
         ShardsieveError: As `clean`.
     """
     progress = progress or Silent()
@@ -212,7 +213,7 @@ class _Line:
         identity = self._identity(stage)
         before = self._directory.record(stage.name)
         same = before is not None and before.key == content_key(identity)
-        if before is not None and same and self._is_whole(before):
+        if before is not None and same and self._lost_file(before) is None:
             self._progress.note(f"{stage.name}: up to date")
             return
         if before is not None:
@@ -269,6 +270,12 @@ class _Line:
                     f"{stage.name} needs {need}, which was made from something else ({changes}); "
                     f"run `shardsieve {need}` first, or `shardsieve clean`"
                 )
+            # Those who have used features or clean shards may have put them elsewhere.
+            if lost := self._lost_table(record):
+                raise StaleArtefact(
+                    f"{stage.name} needs {need}, whose file {lost} is gone; "
+                    f"run `shardsieve {need}` first, or `shardsieve clean`"
+                )
 
     def _current_records(self) -> dict[str, StageRecord]:
         records: dict[str, StageRecord] = {}
@@ -279,25 +286,34 @@ class _Line:
                 records[stage.name] = record
         return records
 
-    def _is_whole(self, record: StageRecord) -> bool:
-        """Whether the files that come one per shard are still there, tars with their sizes."""
+    def _lost_file(self, record: StageRecord) -> Path | None:
+        """Returns a file of a finished stage that is gone, or a tar that has another size."""
+        for file, size in self._files_by_shard(record):
+            if not file.is_file() or size not in (None, file.stat().st_size):
+                return file
+        return self._lost_table(record)
+
+    def _files_by_shard(self, record: StageRecord) -> Iterator[tuple[Path, int | None]]:
+        """Yields the files that come one per shard, tars with their sizes."""
+        folder = self._directory.folder(record.stage)
         if record.stage == "embed":
-            folder = self._directory.folder("embed")
-            n_shards = len(self._run.index.shards)
-            return all(shard_file(folder, shard).is_file() for shard in range(n_shards))
-        if record.stage != "write":
-            return True
-        folders = {"clean": self._directory.folder("write"), "removed": self._config.write.removed}
-        return all(
-            (file := Path(folders[name] or "") / shard["file"]).is_file()
-            and file.stat().st_size == shard["size_bytes"]
-            for name, shards in record.facts.items()
-            if name in folders
-            for shard in shards
-        )
+            for shard in range(len(self._run.index.shards)):
+                yield shard_file(folder, shard), None
+        if record.stage == "write":
+            folders = {"clean": folder, "removed": self._config.write.removed}
+            for name, shards in record.facts.items():
+                for shard in shards if name in folders else ():
+                    yield Path(folders[name] or "") / shard["file"], shard["size_bytes"]
+
+    def _lost_table(self, record: StageRecord) -> Path | None:
+        """Returns a file that is gone, of those that are for the next stages."""
+        files = (self._directory.folder(record.stage) / name for name in record.files)
+        return next((file for file in files if not file.is_file()), None)
 
     def _take_apart(self, record: StageRecord, begun_as: dict[str, Any]) -> None:
         """Keeps what is left of a result that is not whole, so that only the rest is made again."""
+        if record.stage not in ("embed", "write"):
+            return
         if record.stage == "embed":
             made_with = f"{record.device.partition(':')[0]} {record.facts['precision']}"
             if begun_as["made_with"] != made_with:

@@ -9,7 +9,9 @@ import pytest
 from tiny import write_shards
 
 import shardsieve
+from shardsieve.errors import StaleArtefact
 from shardsieve.pipeline import run_stages
+from shardsieve.progress import Silent
 from shardsieve.rundir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -58,6 +60,28 @@ def test_only_what_is_new_is_embedded(tmp_path, settings):
     assert_like_a_fresh_run(run, embedded(more, tmp_path / "FRESH2")[0])
     # Other settings of the network: nothing can be kept.
     assert embedded(more, embed__image_size=40)[1] == 160
+
+
+def test_a_stage_that_lost_a_file_is_done_again(tmp_path, settings):
+    shards = write_shards(tmp_path / "shards", n_shards=2, per_shard=40)
+    out, told = tmp_path / "RUN", []
+    progress = Silent()
+    progress.note = told.append
+    shardsieve.clean(shards.patterns, out, settings())
+    before = (out / "select/scores.parquet").read_bytes()
+    (out / "probe/losses.arrow").unlink()
+    with pytest.raises(StaleArtefact, match=r"select needs probe, whose file .*losses\.arrow"):
+        run_stages(["select"], out, settings())
+    shardsieve.clean(shards.patterns, out, settings(), progress=progress)
+    assert "probe: runs again, changed: its files" in told
+    assert "embed: up to date" in told
+    assert (out / "select/scores.parquet").read_bytes() == before
+    # Clean shards and features may be put elsewhere by those who are through with them.
+    for file in (*out.glob("clean/*.tar"), *out.glob("embed/features-*.arrow")):
+        file.unlink()
+    told.clear()
+    run_stages(["report"], out, settings(), progress=progress)
+    assert told == ["report: up to date"]
 
 
 def test_clean_samples_are_those_of_the_written_shards(tmp_path, settings):
