@@ -35,6 +35,7 @@ def make_job(shards, checkpoint, out: Path, **changes: Any):
         weight = 0.01 * torch.randn(3, 96, generator=generator)
         save_file({"weight": weight, "bias": torch.zeros(3)}, head)
     values = {"epochs": 2, "batch_size": 16, "reselect": "never", "balance": "all", "lr": 1e-3}
+    select = fields.pop("select", SelectConfig(recipe="turn", min_samples=5))
     embed = EmbedConfig(backbone="test_resnet", checkpoint=str(checkpoint), image_size=32)
     job = {
         "samples": Labelled.of(samples),
@@ -44,9 +45,9 @@ def make_job(shards, checkpoint, out: Path, **changes: Any):
         "loss_N": np.full(len(samples), np.nan, np.float32),
         "beliefs": None,
         "head": head.read_bytes(),
-        "config": TuneConfig(**values | changes),
+        "config": TuneConfig(**values | changes).for_recipe(select.recipe),
         "embed": embed,
-        "select": SelectConfig(recipe="turn", min_samples=5),
+        "select": select,
         "q": 0.7,
         "validation": None,
         "out": out,

@@ -164,7 +164,7 @@ class Calls:
             from shardsieve.tuning.refusals import refuse_what_is_missing
 
             refuse_what_is_missing(tune)
-        if tune.labels != "given" and self._config.select.recipe != "best":
+        if tune.labels in ("corrected", "soft") and self._config.select.recipe != "best":
             raise ConfigError(f"tune.labels = {tune.labels} needs select.recipe = best")
         if tune.processes > 1:
             from shardsieve.engines.processes import check_batch_norm
@@ -285,8 +285,10 @@ class Calls:
     def _tune(self, out: Path) -> StageResult:
         from shardsieve.stages.tune import tune, with_suggestions
         from shardsieve.tuning.job import Job, Labelled
+        from shardsieve.tuning.refusals import refuse_small_cache
 
         config = self._config
+        refuse_small_cache(self._run.index.shards)
         decisions = Decisions.read(self._scores_file)
         # A model learns the labels as they are after review.
         samples = self._run.index.relabelled(decisions.final_label_N)
@@ -300,7 +302,9 @@ class Calls:
             loss_N=LossTable.open(self._directory.folder("probe") / "losses.arrow").loss_N,
             beliefs=None,
             head=(self._directory.folder("probe") / "head.safetensors").read_bytes(),
-            config=config.tune.model_copy(update={"processes": self._processes}),
+            config=config.tune.for_recipe(config.select.recipe).model_copy(
+                update={"processes": self._processes}
+            ),
             embed=config.embed,
             select=config.select,
             q=config.probe.q,
@@ -313,8 +317,8 @@ class Calls:
             ),
             backend=self.backend,
         )
-        if config.tune.labels != "given":
-            job = with_suggestions(job, Suggestions.read(self._scores_file), config.tune)
+        if job.config.labels != "given":
+            job = with_suggestions(job, Suggestions.read(self._scores_file))
         return tune(job, device=self.embed_device, progress=self._progress, executor=self._executor)
 
     def _validation(self, folder: Path, classes: tuple[str, ...]) -> SampleIndex | None:

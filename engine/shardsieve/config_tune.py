@@ -10,6 +10,11 @@ from shardsieve.config_section import Precision, Section, Share
 
 # What changes how a result is come by, and not the result.
 HOW = frozenset({"processes", "checkpoint_minutes", "checkpoint_steps", "tensorboard"})
+# What `auto` stands for. TURN's is what its paper does.
+_BY_RECIPE = {
+    "turn": {"loss": "ce", "labels": "given", "balance": "smallest"},
+    "best": {"loss": "gce", "labels": "corrected", "balance": "all"},
+}
 
 
 class TuneConfig(Section):
@@ -38,17 +43,19 @@ class TuneConfig(Section):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Keep an exponential moving average of the weights (timm's ModelEmaV3, with its warm-up) that
     forgets at this rate a step. It is then what reselects, is validated and is saved."""
-    loss: Literal["ce", "gce"] = "ce"
-    """Cross entropy, or generalized cross entropy, which trusts single labels less."""
+    loss: Literal["auto", "ce", "gce"] = "auto"
+    """Cross entropy, or generalized cross entropy, which trusts single labels less. `auto`: `ce`
+    for the recipe `turn`, `gce` for `best`: some labels it keeps are wrong all the same."""
     q: float = Field(0.7, gt=0, le=1)
     """The q of `gce`."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of every target that is spread over all classes."""
-    labels: Literal["given", "corrected", "soft"] = "given"
+    labels: Literal["auto", "given", "corrected", "soft"] = "auto"
     """`given`: the kept samples under their labels. `corrected`: removed samples as well, under the
     label that the selection suggests, where it is sure enough. `soft`: the kept samples, with the
     selection's probabilities of the given and the suggested label as targets. Both need the recipe
-    `best`; a label that people decided on stays as it is."""
+    `best`; a label that people decided on stays as it is. `auto`: `corrected` for the recipe
+    `best`, `given` for `turn`, which suggests nothing."""
     correct_above: float = Field(0.95, ge=0, lt=1)
     """`corrected`: the confidence that a suggested label needs."""
     balance: Literal["auto", "smallest", "all"] = "auto"
@@ -98,6 +105,13 @@ class TuneConfig(Section):
     """Clean shards to measure accuracy on after every epoch; the best epoch is saved."""
     validation_labels: str | None = Field(None, min_length=1)
     """Where their labels stand, as for index.labels; default: where those of the others do."""
+
+    def for_recipe(self, recipe: str) -> Self:
+        """Returns these settings with every `auto` that depends on the recipe replaced."""
+        chosen = _BY_RECIPE[recipe]
+        return self.model_copy(
+            update={name: value for name, value in chosen.items() if getattr(self, name) == "auto"}
+        )
 
     @field_validator("crop_scale")
     @classmethod

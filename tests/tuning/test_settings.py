@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from tunable import run_job, weights_of
 
-from shardsieve.config import TuneConfig, load_config
+from shardsieve.config import SelectConfig, TuneConfig, load_config
+from shardsieve.data.index import ShardRef
+from shardsieve.data.location import RemotePath
 from shardsieve.data.reason import Reason
 from shardsieve.data.scores import Suggestions
 from shardsieve.engines.processes import Group
@@ -20,10 +23,13 @@ from shardsieve.stages.tune import with_suggestions
 from shardsieve.tuning.job import Beliefs
 from shardsieve.tuning.optimisation import Optimisation
 from shardsieve.tuning.order import draw_epoch
+from shardsieve.tuning.refusals import refuse_small_cache
 from shardsieve.tuning.reselection import SeenLosses
 from shardsieve.tuning.targets import Mixing, hard_targets, losses, soft_targets
 
 CPU = Group(torch.device("cpu"))
+CE = TuneConfig(loss="ce")
+BEST = SelectConfig(recipe="best")
 
 
 def assert_close(one, other, atol=2e-5):
@@ -132,11 +138,11 @@ def test_losses_are_the_fields():
     label = torch.tensor([0, 1, 2, 3, 0])
     hard = hard_targets(label, 4, 0.0)
     torch.testing.assert_close(
-        losses(logits, hard, TuneConfig()),
+        losses(logits, hard, CE),
         torch.nn.functional.cross_entropy(logits, label, reduction="none"),
     )
     torch.testing.assert_close(
-        losses(logits, hard_targets(label, 4, 0.1), TuneConfig()),
+        losses(logits, hard_targets(label, 4, 0.1), CE),
         torch.nn.functional.cross_entropy(logits, label, reduction="none", label_smoothing=0.1),
     )
     p = logits.softmax(1)[torch.arange(5), label]
@@ -180,12 +186,12 @@ def suggestions(n_samples):
 
 
 def test_corrected_labels_come_in_where_the_selection_is_sure(job):
-    made = job(labels="corrected")
+    made = job(labels="corrected", job__select=BEST)
     kept, usable = made.kept_N.copy(), made.samples.usable_N.copy()
     kept[:6] = False
     usable[5] = False
     made = replace(made, kept_N=kept, samples=replace(made.samples, usable_N=usable))
-    corrected = with_suggestions(made, suggestions(75), made.config)
+    corrected = with_suggestions(made, suggestions(75))
     # 1 is unsure, 2 has no suggestion, 4 was looked at, 5 cannot be read.
     assert np.flatnonzero(corrected.kept_N[:6]).tolist() == [0, 3]
     assert corrected.samples.label_N[[0, 3]].tolist() == [2, 2]
@@ -194,23 +200,40 @@ def test_corrected_labels_come_in_where_the_selection_is_sure(job):
 
 
 def test_soft_labels_leave_decided_samples_alone(job):
-    made = job(labels="soft")
+    made = job(labels="soft", job__select=BEST)
     decided = made.decided_N.copy()
     decided[3] = True
-    soft = with_suggestions(replace(made, decided_N=decided), suggestions(75), made.config)
+    soft = with_suggestions(replace(made, decided_N=decided), suggestions(75))
     assert np.isnan(soft.beliefs.given_N[3]) and soft.beliefs.given_N[4] == np.float32(0.25)
     assert (soft.samples.label_N == made.samples.label_N).all()
     plain = job()
     run_job(soft), run_job(plain)
     assert differ(soft, plain)
+    turn = replace(made, select=SelectConfig(recipe="turn"))
+    with pytest.raises(ConfigError, match=r"select.recipe = best"):
+        with_suggestions(turn, suggestions(75))
+
+
+def test_without_a_suggestion_all_stays_as_given(job):
+    made = job(labels="auto", job__select=BEST)
+    assert made.config.labels == "corrected"
     nothing = Suggestions(
         np.zeros(75, np.uint8),
         np.ones(75, np.float32),
         np.full(75, -1, np.int32),
         np.full(75, np.nan, np.float32),
     )
-    with pytest.raises(ConfigError, match=r"select.recipe = best"):
-        with_suggestions(made, nothing, made.config)
+    same = with_suggestions(made, nothing)
+    assert (same.samples.label_N == made.samples.label_N).all()
+    assert (same.kept_N == made.kept_N).all()
+
+
+def test_what_auto_stands_for():
+    turn, best = TuneConfig().for_recipe("turn"), TuneConfig().for_recipe("best")
+    assert (turn.loss, turn.labels, turn.balance) == ("ce", "given", "smallest")
+    assert (best.loss, best.labels, best.balance) == ("gce", "corrected", "all")
+    asked = TuneConfig(loss="ce", labels="soft").for_recipe("best")
+    assert (asked.loss, asked.labels, asked.balance) == ("ce", "soft", "all")
 
 
 def test_every_image_of_an_odd_batch_has_its_target():
@@ -244,10 +267,10 @@ def test_losses_seen_in_training_replace_those_of_the_probe():
 
 def test_what_each_recipe_draws(job):
     made = job(balance="auto")
+    best = job(balance="auto", job__select=BEST)
     counts = np.bincount(made.samples.label_N)
     turn = draw_epoch(made, made.kept_N, 0)
     assert turn.drawn == 3 * counts.min() and turn.per_class == counts.min()
-    best = replace(made, select=made.select.model_copy(update={"recipe": "best"}))
     assert draw_epoch(best, made.kept_N, 0).drawn == 75
     capped = replace(best, config=best.config.model_copy(update={"max_samples": 9}))
     assert draw_epoch(capped, made.kept_N, 0).drawn == 9
@@ -284,3 +307,13 @@ def test_how_it_is_come_by_does_not_make_it_another_result(tmp_path):
     same = key("tune.processes=4", "tune.checkpoint_minutes=1", "tune.tensorboard=true")
     assert same == key()
     assert key("tune.batch_size=64") != key()
+
+
+def test_remote_shards_that_the_cache_cannot_hold_together(monkeypatch):
+    monkeypatch.setenv("SHARDSIEVE_CACHE_GB", "2")
+    here = [ShardRef(Path(f"/data/{n}.tar"), 10**10, 0) for n in range(3)]
+    there = [ShardRef(RemotePath(f"s3://bucket/{n}.tar"), 700_000_000, 0) for n in range(3)]
+    unknown = ShardRef(RemotePath("pipe:cat a.tar"), -1, 0)
+    refuse_small_cache([*here, *there[:2], unknown])
+    with pytest.raises(ConfigError, match=r"2\.1 GB of remote ones, and the cache holds 2\.0"):
+        refuse_small_cache([*here, *there])

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shardsieve.config import TuneConfig
 from shardsieve.data.reason import Reason
 from shardsieve.data.record import StageResult
 from shardsieve.data.scores import Suggestions
@@ -67,19 +66,20 @@ def _in_process(job: Job, threads: int, group: Group, out: Path, progress: Progr
     return train(replace(job, out=out), group, progress, threads)
 
 
-def with_suggestions(job: Job, suggestions: Suggestions, config: TuneConfig) -> Job:
-    """Returns the job with the labels that `config.labels` asks for.
+def with_suggestions(job: Job, suggestions: Suggestions) -> Job:
+    """Returns the job with the labels that its `config.labels` asks for.
 
     `corrected`: samples that the recipe removed become clean ones under the suggested label, where
     its confidence is above `config.correct_above`. `soft`: the recipe's probabilities become the
     targets, but for labels that people decided on.
 
     Raises:
-        ConfigError: The recipe suggests nothing.
+        ConfigError: The recipe is one that suggests nothing.
     """
+    config = job.config
     if config.labels == "given":
         return job
-    if not (suggestions.suggested_N >= 0).any():
+    if job.select.recipe != "best":
         raise ConfigError(
             f"tune.labels = {config.labels} needs a selection that suggests labels; "
             "select.recipe = best does"

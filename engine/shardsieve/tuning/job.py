@@ -80,7 +80,8 @@ class Job:
         loss_N: (N,) f32, the probe's cross entropy in nats, NaN where there is none.
         beliefs: For `config.labels` = "soft", else None.
         head: Content of the probe's `head.safetensors`.
-        config: Epochs, optimiser, augmentation, reselection; `processes` is resolved.
+        config: Epochs, optimiser, augmentation, reselection; `processes` and what depends on the
+            recipe is resolved.
         embed: The backbone as it was embedded.
         select: The recipe, for reselection.
         q: Of the probe's loss, for `select.loss` = "gce".

@@ -58,8 +58,6 @@ def draw_epoch(job: Job, kept_N: npt.NDArray[np.bool_], epoch: int) -> Epoch:
 
 def takes_all(job: Job) -> bool:
     """Whether every clean sample is trained on in every epoch."""
-    if job.config.balance == "auto":
-        return job.select.recipe == "best" and job.config.max_samples is None
     return job.config.balance == "all" and job.config.max_samples is None
 
 
