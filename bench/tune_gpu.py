@@ -142,7 +142,6 @@ def measure_line(data: Path, out: Path, *, quick: bool, side: int = SIDE) -> dic
     values: dict[str, Any] = {
         "embed.image_size": side,
         "tune.epochs": 1 if quick else 4,
-        "tune.labels": "corrected",
         "tune.validation": shards.validation,
     }
     if shards.classes is not None:

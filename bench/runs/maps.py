@@ -37,7 +37,7 @@ def measure(*, quick: bool, data: Path | None = None) -> dict[str, Any]:
     """Tunes twice, and lays out the images under each set of features.
 
     Args:
-        quick: Fewer images, one epoch.
+        quick: Fewer images.
         data: Folder with train-*.tar, test-*.tar and truth.parquet; default: scikit-learn's digits.
     """
     start = time.monotonic()
