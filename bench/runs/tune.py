@@ -42,7 +42,7 @@ IMAGE_SIZE = 64
 # Shards of a folder that are used: 6,000 images of cifar10n.
 SHARDS = 6
 # An epoch draws as many images for every method, as a budget for a large set would be.
-SHARED = {"tune.epochs": 3, "tune.max_samples": 1_000, "tune.crop_scale": [0.6, 1.0]}
+SHARED = {"tune.epochs": 3, "tune.max_samples": 800, "tune.crop_scale": [0.6, 1.0]}
 # Keeping at least 10^9 of a class keeps all of it.
 _EVERYTHING = {
     "select.recipe": "turn",
