@@ -319,7 +319,17 @@ class Calls:
         )
         if job.config.labels != "given":
             job = with_suggestions(job, Suggestions.read(self._scores_file))
-        return tune(job, device=self.embed_device, progress=self._progress, executor=self._executor)
+        corrected = int(np.count_nonzero(job.kept_N & ~decisions.kept_N))
+        result = tune(
+            job, device=self.embed_device, progress=self._progress, executor=self._executor
+        )
+        result.counts["corrected"] = corrected
+        if corrected:
+            result.notes.append(
+                f"{corrected:,} removed samples are trained on as well, under the label that the "
+                "selection suggests (tune.labels = corrected)"
+            )
+        return result
 
     def _validation(self, folder: Path, classes: tuple[str, ...]) -> SampleIndex | None:
         """Indexes the validation shards, if there are any."""

@@ -134,7 +134,16 @@ def test_tuned_checkpoint_loads_into_timm(finished):
         json.loads(line) for line in (run.model.parent / "metrics.jsonl").read_text().splitlines()
     ]
     assert [row["epoch"] for row in metrics] == [1, 2]
-    assert metrics[0]["drawn"] == run.manifest.counts.kept
+    tuned = run.manifest.stages["tune"]
+    kept, corrected = run.manifest.counts.kept, tuned.counts["corrected"]
+    assert metrics[0]["drawn"] == kept + corrected
+    scores = run.scores
+    sure = pc.and_(
+        pc.equal(scores.column("reason"), "high_loss"),
+        pc.greater(scores.column("suggestion_confidence"), 0.95),
+    )
+    assert corrected == pc.sum(sure).as_py() > 0
+    assert any(f"{corrected} removed samples are trained on" in note for note in tuned.notes)
 
 
 def test_nothing_runs_twice(shards, settings, tmp_path):
