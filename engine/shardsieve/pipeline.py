@@ -271,7 +271,7 @@ class _Line:
                     f"run `shardsieve {need}` first, or `shardsieve clean`"
                 )
             # Those who have used features or clean shards may have put them elsewhere.
-            if lost := self._lost_table(record):
+            if lost := self._directory.lost_table(record):
                 raise StaleArtefact(
                     f"{stage.name} needs {need}, whose file {lost} is gone; "
                     f"run `shardsieve {need}` first, or `shardsieve clean`"
@@ -291,7 +291,7 @@ class _Line:
         for file, size in self._files_by_shard(record):
             if not file.is_file() or size not in (None, file.stat().st_size):
                 return file
-        return self._lost_table(record)
+        return self._directory.lost_table(record)
 
     def _files_by_shard(self, record: StageRecord) -> Iterator[tuple[Path, int | None]]:
         """Yields the files that come one per shard, tars with their sizes."""
@@ -304,11 +304,6 @@ class _Line:
             for name, shards in record.facts.items():
                 for shard in shards if name in folders else ():
                     yield Path(folders[name] or "") / shard["file"], shard["size_bytes"]
-
-    def _lost_table(self, record: StageRecord) -> Path | None:
-        """Returns a file that is gone, of those that are for the next stages."""
-        files = (self._directory.folder(record.stage) / name for name in record.files)
-        return next((file for file in files if not file.is_file()), None)
 
     def _take_apart(self, record: StageRecord, begun_as: dict[str, Any]) -> None:
         """Keeps what is left of a result that is not whole, so that only the rest is made again."""

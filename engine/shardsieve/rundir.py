@@ -68,6 +68,11 @@ class RunDir:
         file = self.folder(stage) / RECORD
         return _read_record(file) if file.is_file() else None
 
+    def lost_table(self, record: StageRecord) -> Path | None:
+        """Returns a file of a finished stage that is gone, of those that its record hashes."""
+        files = (self.folder(record.stage) / name for name in record.files)
+        return next((file for file in files if not file.is_file()), None)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from writing here; released when this one ends, however it ends.

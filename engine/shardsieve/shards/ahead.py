@@ -28,11 +28,7 @@ class Ahead:
     """
 
     def __init__(self, paths: Sequence[ShardPath]) -> None:
-        """Takes the shards in the order in which they will be worked on.
-
-        Raises:
-            ConfigError: On entering, the size of the cache is no number.
-        """
+        """Takes the shards in the order in which they will be worked on."""
         self._paths = paths
         self._due = 0
         self._queue: SimpleQueue[RemotePath | None] = SimpleQueue()
@@ -40,6 +36,11 @@ class Ahead:
         self._threads = min(SHARDS_AHEAD, remote)
 
     def __enter__(self) -> Self:
+        """Begins to listen for what is due.
+
+        Raises:
+            ConfigError: The size of the cache is no number.
+        """
         if self._threads:
             # fsspec is loaded by those who need it.
             from shardsieve.shards.remote import ShardCache

@@ -42,7 +42,7 @@ def draw_epoch(job: Job, kept_N: npt.NDArray[np.bool_], epoch: int) -> Epoch:
     kept = np.flatnonzero(kept_N)
     label_R = job.samples.label_N[kept]
     rng = np.random.default_rng([job.seed, DRAW, epoch])
-    if takes_all(job):
+    if job.config.balance == "all" and job.config.max_samples is None:
         counts_K = np.bincount(label_R, minlength=len(job.classes))
         drawn, per_class = rng.permutation(len(kept)), int(counts_K[counts_K > 0].min())
         absent = np.flatnonzero(counts_K == 0).tolist()
@@ -54,11 +54,6 @@ def draw_epoch(job: Job, kept_N: npt.NDArray[np.bool_], epoch: int) -> Epoch:
     # Nearly equal steps: a last one of one image would give batch norm nothing to average over.
     n_steps = math.ceil(len(rows) / job.config.batch_size)
     return Epoch(np.array_split(rows, n_steps), per_class, absent)
-
-
-def takes_all(job: Job) -> bool:
-    """Whether every clean sample is trained on in every epoch."""
-    return job.config.balance == "all" and job.config.max_samples is None
 
 
 def share_of(rows: Rows, rank: int, world: int, parts: int) -> list[Rows]:
